@@ -1,0 +1,1 @@
+"""Alameda: coding agents behind plain HTTP."""

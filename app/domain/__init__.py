@@ -1,0 +1,1 @@
+"""What Alameda talks about: sessions, turns, events, permissions. Pure: no I/O, no framework."""
