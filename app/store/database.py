@@ -1,0 +1,230 @@
+"""The connection to PostgreSQL: one pool, one transaction a use-case, one connection that listens."""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import anyio
+import asyncpg
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from app.domain.errors import DatabaseUnavailable
+from app.domain.ids import SessionKey
+from app.store.bell import CHANNEL, KEYS, WANTED, Bell, payload
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to open a connection."""
+COMMAND_TIMEOUT = 20.0
+"""Seconds that one statement may take, as the client sees it; the server's own limit is a little less."""
+LOCK_TIMEOUT_MS = 10_000
+IDLE_IN_TRANSACTION_MS = 30_000
+POOL_TIMEOUT = 5.0
+"""Seconds to wait for a connection of the pool before the answer is 503."""
+
+Transaction: TypeAlias = AsyncSession
+"""What `Database.begin` gives: handed on to the functions of this room, and used for nothing else."""
+
+_T = TypeVar("_T")
+_PASSING = {"57P01", "57P02", "57P03", "40001", "40P01", "25006", "53300", "55P03", "57014", "25P03"}
+"""SQLSTATEs that a later try may not meet: shutdown, recovery, serialisation, deadlock, too many."""
+_FULL = {"53100", "58030"}
+"""Disk full and I/O errors: no retry helps until an operator makes room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where PostgreSQL is: asyncpg's own arguments (`dsn`, or `host`, `user`, `password`, `database`)."""
+
+    arguments: dict[str, Any] = field(repr=False)
+    pooled: bool = False
+    """Behind a pooler in transaction mode: no prepared statements, no session settings."""
+
+    async def connect(self, **settings: str) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection of our own, outside any pool."""
+        arguments = dict(self.arguments)
+        if self.pooled:
+            arguments["statement_cache_size"] = 0
+        else:
+            arguments["server_settings"] = {"application_name": "alameda", **settings}
+        return await asyncpg.connect(timeout=CONNECT_TIMEOUT, command_timeout=COMMAND_TIMEOUT, **arguments)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether `error` says that the database cannot be reached or used now, and not that we are wrong."""
+    if isinstance(
+        error, (OSError, PoolTimeout, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+    ):
+        return True
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError)):
+            return True
+        original = error.orig.__cause__ if error.orig is not None else None
+        return original is not None and is_outage(original)
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        return state.startswith("08") or state in _PASSING or state in _FULL
+    return False
+
+
+class Database:
+    """The pool, and what rings after a commit."""
+
+    def __init__(self, address: Address, direct: Address, bell: Bell, *, pool_size: int = 20) -> None:
+        """`direct` reaches the server itself, for LISTEN, migrations and locks; often the same address."""
+        self.bell = bell
+        self.direct = direct
+        self.wanted_here: Callable[[SessionKey], None] = bell.want
+        """Called for a session for which this process wrote an intent: it may host it, if nobody does."""
+        self._address = address
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._open,
+            connect_args={"prepared_statement_cache_size": 0} if address.pooled else {},
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT,
+            pool_recycle=1800,
+            pool_pre_ping=True,
+            hide_parameters=True,  # prompts and agents' words never stand in an error
+        )
+        self._session = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
+
+    async def _open(self, **_: Any) -> "asyncpg.Connection[asyncpg.Record]":
+        return await self._address.connect(
+            statement_timeout=str(int(COMMAND_TIMEOUT * 1000) - 1000),
+            lock_timeout=str(LOCK_TIMEOUT_MS),
+            idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_MS),
+        )
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncSession]:
+        """A transaction: commits at the end of the block, or not at all; then rings for `ring_after_commit`.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached or used now. The commit's outcome may be unknown.
+        """
+        try:
+            async with self._session.begin() as db:
+                yield db
+                for line in _notifications(db):
+                    await db.execute(
+                        text("SELECT pg_notify(:channel, :line)"), {"channel": CHANNEL, "line": line}
+                    )
+        except Exception as error:
+            if is_outage(error):
+                log.debug("database_unavailable", error=type(error).__name__)
+                raise DatabaseUnavailable from error
+            raise
+        self.bell.ring(db.info.get("ring", ()))
+        for session in db.info.get("wanted", ()):
+            self.wanted_here(session)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncSession]:
+        """A read-only transaction that sees one moment of the database (REPEATABLE READ)."""
+        async with self.begin() as db:
+            await db.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            yield db
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A pooled connection without SQLAlchemy around it, for the hot path.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached or used now. The outcome may be unknown.
+        """
+        try:
+            async with self._engine.connect() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+                assert driver is not None
+                try:
+                    yield driver
+                except BaseException:
+                    await connection.invalidate()
+                    raise
+        except Exception as error:
+            if is_outage(error):
+                raise DatabaseUnavailable from error
+            raise
+
+    async def retrying(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of `work`, tried again for as long as the database is unavailable.
+
+        `work` has to be idempotent: a try whose commit was answered by silence may have committed.
+        """
+        pause = 0.05
+        while True:
+            try:
+                return await work()
+            except DatabaseUnavailable:
+                await anyio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(pause * 2, 1.0)
+
+    async def is_up(self) -> bool:
+        """Whether a query works now; takes at most about the connect and pool time-outs."""
+        try:
+            async with self.begin() as db:
+                await db.execute(text("SELECT 1"))
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    async def listen_for_ever(self) -> None:
+        """Hear other processes' bells; after a lost connection everybody looks for what was missed."""
+        pause = 0.1
+        while True:
+            try:
+                connection = await self.direct.connect()
+                lost = anyio.Event()
+                try:
+                    connection.add_termination_listener(lambda _, lost=lost: lost.set())
+                    await connection.add_listener(CHANNEL, lambda *heard: self.bell.heard(str(heard[-1])))
+                    self.bell.ring_all()
+                    pause = 0.1
+                    await lost.wait()
+                finally:
+                    connection.terminate()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                log.debug("bell_not_connected", error=type(error).__name__)
+            await anyio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, 2.0)
+
+    async def aclose(self) -> None:
+        """Close the pool."""
+        await self._engine.dispose()
+
+
+def ring_after_commit(db: AsyncSession, *sessions: SessionKey) -> None:
+    """Wake everybody who follows `sessions`, here and in other processes, once `db` has committed."""
+    db.info.setdefault("ring", set()).update(sessions)
+
+
+def want_after_commit(db: AsyncSession, session: SessionKey) -> None:
+    """Wake the session's host, wherever it is, once `db` has committed."""
+    db.info.setdefault("wanted", set()).add(session)
+
+
+def ring_keys_after_commit(db: AsyncSession) -> None:
+    """Make every process look at the API keys again, once `db` has committed."""
+    db.info["keys"] = True
+
+
+def _notifications(db: AsyncSession) -> list[str]:
+    lines = []
+    if ring := db.info.get("ring"):
+        lines.append(payload(sorted(ring)))
+    if wanted := db.info.get("wanted"):
+        lines.append(WANTED + payload(sorted(wanted)))
+    if db.info.get("keys"):
+        lines.append(KEYS)
+    return lines

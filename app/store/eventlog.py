@@ -1,0 +1,362 @@
+"""The event log: per session 1, 2, 3 … without gap or double, committed before anybody sees it.
+
+Numbers come from the session's row under its lock. A host's events pass one appender, which commits whatever
+has gathered for many sessions as one batch, fenced by each session's host generation. Live and replay are the
+same `read`; the newest events of followed sessions are also kept in memory, behind that same `read`.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+import msgspec
+import structlog
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain.errors import DatabaseUnavailable, SessionNotFound
+from app.domain.events import Event
+from app.domain.ids import Seq, SessionId, SessionKey, TurnId
+from app.domain.text import timestamp
+from app.store.bell import CHANNEL, payload
+from app.store.database import Database, ring_after_commit
+from app.store.tables import EventRow, SessionRow
+
+log = structlog.get_logger(__name__)
+
+PAGE = 500
+"""Events that one read returns at most."""
+MAX_BATCH = 2_000
+"""Events that one commit takes at most."""
+TAIL_EVENTS = 1_000
+TAIL_BYTES = 512 * 1024
+"""Bounds of what is kept in memory of one followed session; older events are read from the database."""
+
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A committed event. `body` is its `data:` line after `{"seq":N,`."""
+
+    seq: Seq
+    type: str
+    turn_id: TurnId | None
+    body: str
+
+    @property
+    def data(self) -> str:
+        """The JSON text of the whole event: the one place where number and text are joined."""
+        return f'{{"seq":{self.seq},{self.body}'
+
+    @property
+    def at(self) -> datetime:
+        """When it was written, by the clock of the process that wrote it."""
+        return datetime.fromisoformat(msgspec.json.decode("{" + self.body, type=_At).at)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An encoded event that has no number yet."""
+
+    type: str
+    turn_id: TurnId | None
+    body: str
+
+
+class _At(msgspec.Struct):
+    at: str
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    type: str
+    session_id: str
+    turn_id: str | None
+    at: str
+    data: Any
+
+
+def draft(session_id: SessionId, turn_id: TurnId | None, event: Event) -> Draft:
+    """Encode `event`. The text is ASCII where a line could be split by a careless reader."""
+    envelope = _Envelope(event.type, session_id, turn_id, timestamp(datetime.now(UTC)), event)
+    body = _encoder.encode(envelope).decode()[1:]
+    for character, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
+        if character in body:
+            body = body.replace(character, escaped)
+    return Draft(event.type, turn_id, body)
+
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+"""What a batch is written on: handed on to the functions of this room, and used for nothing else."""
+
+Alongside: TypeAlias = Callable[[Connection], Awaitable[None]]
+"""What a write also changes, in the same transaction; it may run again with the same batch."""
+
+
+class LeaseLost(Exception):
+    """Another process hosts the session now: its events are not ours to write any more."""
+
+
+@dataclass(eq=False)
+class _Write:
+    session: SessionKey
+    generation: int
+    drafts: Sequence[Draft]
+    alongside: Alongside | None
+    done: anyio.Event = field(default_factory=anyio.Event)
+    error: BaseException | None = None
+    last: int = 0
+
+
+_APPEND = """
+WITH want AS (
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(id, generation, n)
+), locked AS (
+    SELECT s.id, w.n FROM agent_sessions s JOIN want w ON s.id = w.id AND s.host_generation = w.generation
+    WHERE s.host IS NOT NULL
+    ORDER BY s.id FOR NO KEY UPDATE OF s
+), upd AS (
+    UPDATE agent_sessions s SET last_seq = s.last_seq + l.n, last_batch = $4, last_active_at = now()
+    FROM locked l WHERE s.id = l.id AND s.last_batch IS DISTINCT FROM $4
+    RETURNING s.id, s.last_seq - l.n AS base
+), ins AS (
+    INSERT INTO events (session, seq, turn_id, type, body)
+    SELECT e.session, u.base + e.k, e.turn_id, e.type, e.body
+    FROM unnest($5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::text[])
+        AS e(session, k, turn_id, type, body)
+    JOIN upd u ON u.id = e.session
+)
+SELECT l.id, u.base FROM locked l LEFT JOIN upd u ON u.id = l.id
+"""
+
+
+class _Tail:
+    """The newest events of one session, without a hole."""
+
+    def __init__(self, base: Seq) -> None:
+        self.base = base
+        self.events: deque[Logged] = deque()
+        self._bytes = 0
+
+    @property
+    def last(self) -> int:
+        return self.base + len(self.events)
+
+    def extend(self, events: Iterable[Logged]) -> None:
+        for event in events:
+            self.events.append(event)
+            self._bytes += len(event.body)
+        while len(self.events) > TAIL_EVENTS or self._bytes > TAIL_BYTES:
+            self._bytes -= len(self.events.popleft().body)
+            self.base = Seq(self.base + 1)
+
+    def after(self, seq: Seq, limit: int) -> list[Logged]:
+        start = seq - self.base
+        return [self.events[index] for index in range(start, min(start + limit, len(self.events)))]
+
+
+class EventLog:
+    """Appends to and reads from every session's log."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[_Write] = deque()
+        self._arrived = anyio.Event()
+        self._tails: dict[SessionKey, _Tail] = {}
+        self.stalled = False
+        """Whether appends wait because the database does not answer."""
+        self.on_stall: list[Callable[[bool], None]] = []
+        """Called when `stalled` changes; must not wait or raise."""
+
+    async def append(
+        self,
+        session: SessionKey,
+        generation: int,
+        drafts: Sequence[Draft],
+        alongside: Alongside | None = None,
+    ) -> Seq:
+        """Number the drafts and keep them, with what `alongside` changes, in one transaction.
+
+        Waits for as long as the database is down. Cancelling the wait does not undo the write.
+
+        Returns:
+            The number of the last of them; 0 if a commit's answer was lost and had to be found out.
+        Raises:
+            LeaseLost: the host generation has moved on; nothing was written.
+        """
+        write = _Write(session, generation, drafts, alongside)
+        self._waiting.append(write)
+        self._arrived.set()
+        await write.done.wait()
+        if write.error is not None:
+            raise write.error
+        return Seq(write.last)
+
+    async def run(self) -> None:
+        """Commit what has gathered, again and again: fast when busy, prompt when quiet, no timer."""
+        while True:
+            while not self._waiting:
+                self._arrived = anyio.Event()
+                await self._arrived.wait()
+            await self._commit(self._gather())
+
+    def _gather(self) -> list[_Write]:
+        """The next batch: whole writes, one a session (its order is its writers' own)."""
+        batch: dict[SessionKey, _Write] = {}
+        later: deque[_Write] = deque()
+        room = MAX_BATCH
+        while self._waiting and room > 0:
+            write = self._waiting.popleft()
+            if write.session in batch:
+                later.append(write)
+                continue
+            batch[write.session] = write
+            room -= len(write.drafts)
+        self._waiting.extendleft(reversed(later))
+        return list(batch.values())
+
+    async def _commit(self, batch: list[_Write]) -> None:
+        """Commit a batch, however long the database is away; if one write is refused, the others go on."""
+        number, pause = uuid4(), 0.05
+        while True:
+            try:
+                await self._write(batch, number)
+            except DatabaseUnavailable:
+                self._stall(True)
+                await anyio.sleep(pause)
+                pause = min(pause * 2, 0.5)
+                continue
+            except (asyncpg.PostgresError, ValueError, TypeError, asyncpg.InterfaceError) as error:
+                if len(batch) > 1:
+                    for write in batch:
+                        await self._commit([write])
+                    return
+                log.error("append_refused", error=type(error).__name__)
+                batch[0].error = error
+            break
+        self._stall(False)
+        for write in batch:
+            write.done.set()
+
+    async def _write(self, batch: list[_Write], number: UUID) -> None:
+        columns: tuple[list[Any], ...] = ([], [], [], [], [])
+        for write in batch:
+            for k, event in enumerate(write.drafts, start=1):
+                for column, value in zip(
+                    columns, (write.session, k, event.turn_id, event.type, event.body), strict=True
+                ):
+                    column.append(value)
+        async with self._database.raw() as connection, connection.transaction():
+            rows = await connection.fetch(
+                _APPEND,
+                [write.session for write in batch],
+                [write.generation for write in batch],
+                [len(write.drafts) for write in batch],
+                number,
+                *columns,
+            )
+            bases: dict[int, int | None] = {row["id"]: row["base"] for row in rows}
+            for write in batch:
+                if write.alongside is not None and bases.get(write.session) is not None:
+                    await write.alongside(connection)
+            if bases:
+                await connection.execute(
+                    "SELECT pg_notify($1, $2)", CHANNEL, payload(sorted(map(SessionKey, bases)))
+                )
+        for write in batch:
+            if write.session not in bases:
+                write.error = LeaseLost()
+                continue
+            base = bases[write.session]
+            if base is None:  # the lost answer of an earlier try was a success
+                self._tails.pop(write.session, None)
+            else:
+                write.last = base + len(write.drafts)
+                self._extend_tail(write, Seq(base))
+        self._database.bell.ring(SessionKey(key) for key in bases)
+
+    def _extend_tail(self, write: _Write, base: Seq) -> None:
+        tail = self._tails.get(write.session)
+        if tail is None or tail.last != base:
+            self._tails.pop(write.session, None)
+            if write.session not in self._database.bell.followed:
+                return
+            tail = self._tails[write.session] = _Tail(base)
+        tail.extend(
+            Logged(Seq(base + k), event.type, event.turn_id, event.body)
+            for k, event in enumerate(write.drafts, start=1)
+        )
+
+    def _stall(self, stalled: bool) -> None:
+        if stalled != self.stalled:
+            self.stalled = stalled
+            log.warning("database_stalled" if stalled else "database_resumed")
+            for call in self.on_stall:
+                call(stalled)
+
+    async def read(self, session: SessionKey, *, after: Seq, limit: int = PAGE) -> list[Logged]:
+        """The events past `after`, in order, at most `limit`; empty at the end of the log."""
+        tail = self._tails.get(session)
+        if tail is not None and tail.base <= after < tail.last:
+            return tail.after(after, limit)
+        async with self._database.begin() as db:
+            return await read_page(db, session, after=after, limit=limit)
+
+    def forget_unfollowed(self) -> None:
+        """Drop what is kept in memory for sessions that nobody in this process follows."""
+        followed = self._database.bell.followed
+        for session in [key for key in self._tails if key not in followed]:
+            del self._tails[session]
+
+
+def before(seq: Seq) -> Seq:
+    """The cursor whose next event is `seq`."""
+    return Seq(seq - 1)
+
+
+async def read_page(
+    db: AsyncSession, session: SessionKey, *, after: Seq, limit: int = PAGE, turn: TurnId | None = None
+) -> list[Logged]:
+    """The events past `after`, in order, within a transaction; of one turn only, if it is named."""
+    query = select(EventRow.seq, EventRow.type, EventRow.turn_id, EventRow.body).where(
+        EventRow.session == session, EventRow.seq > after
+    )
+    if turn is not None:
+        query = query.where(EventRow.turn_id == turn)
+    rows = await db.execute(query.order_by(EventRow.seq).limit(limit))
+    return [
+        Logged(Seq(seq), type_, TurnId(turn_id) if turn_id else None, body)
+        for seq, type_, turn_id, body in rows
+    ]
+
+
+async def record(db: AsyncSession, session: SessionKey, drafts: Sequence[Draft]) -> Seq:
+    """Append within a caller's own transaction: the session's row stays locked until it commits.
+
+    Returns:
+        The number of the last of them.
+    """
+    last = await db.scalar(
+        update(SessionRow)
+        .where(SessionRow.id == session)
+        .values(last_seq=SessionRow.last_seq + len(drafts))
+        .returning(SessionRow.last_seq)
+    )
+    if last is None:
+        raise SessionNotFound
+    base = last - len(drafts)
+    if drafts:
+        await db.execute(
+            insert(EventRow),
+            [
+                {"session": session, "seq": base + k, "turn_id": e.turn_id, "type": e.type, "body": e.body}
+                for k, e in enumerate(drafts, start=1)
+            ],
+        )
+    ring_after_commit(db, session)
+    return Seq(last)

@@ -1,0 +1,106 @@
+"""The schema's migrations, run by one process at a time."""
+
+from pathlib import Path
+
+import anyio
+import structlog
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.store.database import Address
+from app.store.tables import Base
+
+log = structlog.get_logger(__name__)
+
+LOCK = 0x414C414D454441
+"""Key of the advisory lock that replicas take before they migrate."""
+LOCK_WAIT_S = 60.0
+"""Seconds to wait for another replica's migration."""
+
+_PACKAGED = Path(__file__).parent.parent / "migrations"
+_CHECKOUT = Path(__file__).parent.parent.parent / "alembic"
+
+
+class MigrationLockTimeout(Exception):
+    """Another process has been migrating for too long: look at it, then start again."""
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option(
+        "script_location", str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT).replace("%", "%%")
+    )
+    config.attributes["connection"] = connection
+    return config
+
+
+def _engine(address: Address) -> AsyncEngine:
+    return create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda **_: address.connect(), poolclass=NullPool
+    )
+
+
+async def migrate(address: Address) -> str:
+    """Bring the schema to the newest revision, and return it. `address` is the server itself, not a pooler.
+
+    Raises:
+        MigrationLockTimeout: another process holds the lock.
+    """
+    engine = _engine(address)
+    try:
+        async with engine.connect() as connection:
+            await _lock(connection)
+            await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+            await connection.commit()
+            revision = await connection.run_sync(
+                lambda sync: MigrationContext.configure(sync).get_current_revision()
+            )
+            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
+            await connection.commit()
+            return revision or ""
+    finally:
+        await engine.dispose()
+
+
+async def _lock(connection: AsyncConnection) -> None:
+    with anyio.move_on_after(LOCK_WAIT_S):
+        while True:
+            got = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK})
+            await connection.commit()
+            if got:
+                return
+            await anyio.sleep(0.2)
+    raise MigrationLockTimeout
+
+
+async def is_current(address: Address) -> bool:
+    """Whether the database knows this version's newest revision; a newer schema counts as well."""
+    engine = _engine(address)
+    try:
+        async with engine.connect() as connection:
+            revision = await connection.run_sync(
+                lambda sync: MigrationContext.configure(sync).get_current_revision()
+            )
+    finally:
+        await engine.dispose()
+    script = ScriptDirectory.from_config(_config())
+    known = {entry.revision for entry in script.walk_revisions()}
+    return revision == script.get_current_head() or (revision is not None and revision not in known)
+
+
+async def differences(address: Address) -> list[object]:
+    """What the tables in code and in the database do not have in common."""
+    engine = _engine(address)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(
+                lambda sync: list(compare_metadata(MigrationContext.configure(sync), Base.metadata))
+            )
+    finally:
+        await engine.dispose()

@@ -1,0 +1,98 @@
+"""What every test has: one PostgreSQL a run, one database a test, the service on a real socket."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from app.store.database import Address
+from app.store.embedded import EmbeddedPostgres, embedded_postgres
+from app.store.migrations import migrate
+from tests.house import House, open_house
+
+_numbers = count(1)
+_TEMPLATE = "alameda_template"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The service runs on asyncio; so do its tests."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Iterator[Path]:
+    """A folder for the whole run that PostgreSQL's unprivileged user can pass through."""
+    folder = Path(tempfile.mkdtemp(prefix="alameda-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def postgres(run_folder: Path, anyio_backend: str) -> AsyncIterator[EmbeddedPostgres]:
+    """The run's PostgreSQL, with a migrated database to copy."""
+    async with embedded_postgres(run_folder / "data") as server:
+        admin = await _connect(server, server.database)
+        await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
+        await admin.close()
+        await migrate(_address(server, _TEMPLATE))
+        yield server
+
+
+def _address(server: EmbeddedPostgres, database: str) -> Address:
+    return Address(
+        arguments={
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+            "database": database,
+        }
+    )
+
+
+async def _connect(server: EmbeddedPostgres, database: str) -> "asyncpg.Connection[asyncpg.Record]":
+    return await asyncpg.connect(**_address(server, database).arguments)
+
+
+@pytest.fixture
+async def database_address(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
+    """A database of the test's own, with the schema in it."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    admin = await _connect(postgres, postgres.database)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        yield _address(postgres, name)
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest.fixture
+def database_url(database_address: Address) -> str:
+    """The same database as a URL."""
+    found = database_address.arguments
+    return (
+        f"postgresql://{found['user']}:{quote(found['password'], safe='')}@/{found['database']}"
+        f"?host={quote(found['host'], safe='')}&port={found['port']}"
+    )
+
+
+@pytest.fixture
+def folder(run_folder: Path) -> Path:
+    """A folder of the test's own."""
+    return Path(tempfile.mkdtemp(dir=run_folder))
+
+
+@pytest.fixture
+async def house(database_url: str, folder: Path) -> AsyncIterator[House]:
+    """The service, with the demo agent."""
+    async with open_house(database_url, folder) as running:
+        yield running
