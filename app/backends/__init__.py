@@ -1,0 +1,1 @@
+"""The registry of coding-agent backends, one adapter a file; knows nothing of the store or of HTTP."""

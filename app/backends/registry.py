@@ -1,0 +1,30 @@
+"""The backends of this process, by name."""
+
+from collections.abc import Iterable, Iterator
+
+from app.backends.base import Backend
+
+
+class Registry:
+    """Every backend by its name, in the order of the configuration."""
+
+    def __init__(self, backends: Iterable[Backend], *, default: str, counted: Iterable[str]) -> None:
+        """`default` is for requests that name no backend in any way; `counted` decide `/health`."""
+        self._backends = {backend.name: backend for backend in backends}
+        self.default = default
+        self.counted = frozenset(counted)
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self._backends.values())
+
+    def get(self, name: str) -> Backend | None:
+        """The backend of that name."""
+        return self._backends.get(name)
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._backends)
+
+    def mortal(self) -> list[str]:
+        """The backends whose agents end with the process that hosts them."""
+        return [backend.name for backend in self if not backend.capabilities.survives_host]

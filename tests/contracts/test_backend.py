@@ -1,0 +1,369 @@
+"""What the engine relies on, whatever the backend: one suite for every type.
+
+A stage offers a backend whose agents play scripts, one command a line, in the language of the demo agent
+(`python -m app.demo --help`).
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import pytest
+
+from app.backends.base import (
+    Agent,
+    AgentLost,
+    AgentSpec,
+    Answer,
+    Backend,
+    BackendRejected,
+    Change,
+    Prompt,
+    ProviderNotFound,
+    SendFailed,
+    Unsupported,
+)
+from app.domain.details import Edit, Read, Shell
+from app.domain.events import PlanEntry
+from app.domain.signals import (
+    AgentDied,
+    Config,
+    PermissionAsked,
+    PermissionSettled,
+    Plan,
+    ReasoningPiece,
+    Report,
+    Signal,
+    TextDelta,
+    ToolCall,
+    TurnBroke,
+    TurnEnded,
+    TurnStopped,
+    Usage,
+)
+from tests.backends.acp_house import DEMO, PATIENCE, acp_backend, is_end, text, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Stage(Protocol):
+    """A backend whose agents play scripts."""
+
+    backend: Backend
+
+    def spec(self) -> AgentSpec:
+        """What an agent is made of; every call with a creation key of its own."""
+
+    def prompt(self, *script: str) -> Prompt:
+        """A prompt that makes an agent play the script; every call is an attempt of its own."""
+
+
+@dataclass
+class AcpStage:
+    """The demo agent, which understands the language of the scripts itself."""
+
+    backend: Backend
+    made: int = 0
+
+    def spec(self) -> AgentSpec:
+        self.made += 1
+        return AgentSpec(creation_key=f"key-{self.made}", provider="acp", cwd=str(Path.cwd()))
+
+    def prompt(self, *script: str) -> Prompt:
+        self.made += 1
+        return Prompt(attempt=f"attempt-{self.made}", text="\n".join(script))
+
+
+@pytest.fixture(params=["acp"])
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    """One stage for each type of backend."""
+    async with acp_backend(DEMO) as backend:
+        yield AcpStage(backend)
+
+
+async def test_a_backend_that_is_there_is_up(stage: Stage) -> None:
+    health = await stage.backend.health()
+    assert health.up
+    assert health.detail is None
+
+
+async def test_it_names_its_providers_and_its_default_is_one_of_them(stage: Stage) -> None:
+    providers = await stage.backend.providers()
+    assert stage.backend.default_provider in [provider.id for provider in providers]
+
+
+async def test_a_new_agent_tells_what_is_in_force(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    assert agent.state.session
+    assert agent.state.model
+    assert agent.state.mode
+    assert not await agent.is_busy()
+
+
+async def test_an_unknown_provider_is_named_as_such(stage: Stage) -> None:
+    strange = AgentSpec(creation_key="key", provider="nobody", cwd=str(Path.cwd()))
+    with pytest.raises(ProviderNotFound):
+        await stage.backend.create(strange)
+
+
+async def test_nothing_is_found_where_nothing_was_made(stage: Stage) -> None:
+    assert await stage.backend.find(stage.spec()) is None
+
+
+async def test_what_an_agent_says_and_thinks_comes_in_order_before_the_one_end(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("think hm", "say one", "say two"))
+    signals = await until(agent, is_end)
+    told = [signal.text for signal in signals if isinstance(signal, TextDelta | ReasoningPiece)]
+    assert told == ["hm", "one", "two"]
+    messages = [signal.message for signal in signals if isinstance(signal, TextDelta)]
+    assert len(set(messages)) == 2
+    assert [signal for signal in signals if is_end(signal)] == [TurnEnded(stop_reason="end_turn")]
+    assert is_end(signals[-1])
+
+
+async def test_reports_carry_the_attempt_that_they_belong_to(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    for _ in range(2):
+        prompt = stage.prompt("say hello")
+        await agent.prompt(prompt)
+        reports: list[Report] = []
+        with anyio.fail_after(PATIENCE):
+            while not any(is_end(signal) for report in reports for signal in report.signals):
+                reports += await agent.reports.take()
+        assert {report.attempt for report in reports} == {prompt.attempt}
+
+
+async def test_a_long_stream_keeps_its_order(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("stream 3000"))
+    signals = await until(agent, is_end)
+    assert text(signals).split() == [f"chunk-{number}" for number in range(1, 3001)]
+
+
+async def test_a_tool_call_is_told_whole_from_start_to_end(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("run ls -l", "read /etc/hosts", "edit /tmp/x"))
+    calls: dict[str, list[ToolCall]] = {}
+    for signal in await until(agent, is_end):
+        if isinstance(signal, ToolCall):
+            calls.setdefault(signal.call, []).append(signal)
+    run, read, edit = calls.values()
+    for told in run, read, edit:
+        assert told[0].status == "in_progress"
+        assert [call.status for call in told].count("completed") == 1
+        assert told[-1].status == "completed"
+    assert (run[-1].kind, read[-1].kind, edit[-1].kind) == ("execute", "read", "edit")
+    match run[-1].detail, read[-1].detail, edit[-1].detail:
+        case Shell(command="ls -l", output=str(), exit_code=0), Read(path="/etc/hosts"), Edit(path="/tmp/x"):
+            pass
+        case details:
+            pytest.fail(f"other details: {details}")
+
+
+async def test_a_plan_is_told_whole_each_time(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("plan dig; plant"))
+    plans = [signal for signal in await until(agent, is_end) if isinstance(signal, Plan)]
+    assert plans[0].entries[1] == PlanEntry(text="plant", status="pending")
+    assert plans[-1].entries == (
+        PlanEntry(text="dig", status="completed"),
+        PlanEntry(text="plant", status="completed"),
+    )
+
+
+async def test_tokens_are_told(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("tokens 100 20"))
+    signals = await until(agent, is_end)
+    assert any(isinstance(signal, Usage) for signal in signals)
+    match signals[-1]:
+        case TurnEnded(usage=usage) if usage is not None:
+            assert (usage.input_tokens, usage.output_tokens) == (100, 20)
+        case end:
+            pytest.fail(f"another end: {end}")
+
+
+@pytest.mark.parametrize(
+    ("allow", "outcome", "said"), [(True, "allowed", "allowed"), (False, "denied", "denied")]
+)
+async def test_an_answer_to_a_permission_reaches_the_agent(
+    stage: Stage, allow: bool, outcome: str, said: str
+) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("ask rm -rf build"))
+    asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
+    assert asked.kind == "tool"
+    assert asked.title == "rm -rf build"
+    assert {option.kind for option in asked.options} >= {"allow_once", "reject_once"}
+    assert await agent.is_busy()
+    await agent.answer(asked.request, Answer(allow=allow))
+    signals = await until(agent, is_end)
+    settled = [signal for signal in signals if isinstance(signal, PermissionSettled)]
+    assert [(signal.request, signal.outcome) for signal in settled] == [(asked.request, outcome)]
+    assert text(signals) == said
+    assert any(isinstance(signal, ToolCall) and signal.status == "completed" for signal in signals) is allow
+
+
+async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only_once(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("ask make"))
+    asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
+    with pytest.raises(BackendRejected):
+        await agent.answer(asked.request, Answer(allow=True, option_id="nobody offered this"))
+    chosen = next(option for option in asked.options if option.kind == "allow_always")
+    await agent.answer(asked.request, Answer(allow=True, option_id=chosen.option_id))
+    with pytest.raises(BackendRejected):
+        await agent.answer(asked.request, Answer(allow=True))
+    signals = await until(agent, is_end)
+    assert PermissionSettled(request=asked.request, outcome="allowed", option_id=chosen.option_id) in signals
+
+
+async def test_a_question_gets_its_answer(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("question Which colour? | red | blue"))
+    asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
+    assert asked.kind == "question"
+    (question,) = asked.questions
+    assert question.question == "Which colour?"
+    assert question.options == ("red", "blue")
+    await agent.answer(
+        asked.request, Answer(allow=True, answers={question.header or question.question: "blue"})
+    )
+    assert text(await until(agent, is_end)) == "you said: blue"
+
+
+async def test_an_interrupted_agent_stops(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("say working", "sleep 600"))
+    await until(agent, lambda signal: isinstance(signal, TextDelta))
+    await agent.interrupt()
+    assert [signal for signal in await until(agent, is_end) if is_end(signal)] == [TurnStopped()]
+    assert not await agent.is_busy()
+    assert text(await _play(stage, agent, "say still here")) == "still here"
+
+
+async def test_interrupting_settles_what_was_asked_first(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("ask make"))
+    asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
+    await agent.interrupt()
+    signals = await until(agent, is_end)
+    settled = PermissionSettled(request=asked.request, outcome="cancelled")
+    assert signals.index(settled) < signals.index(TurnStopped())
+    with pytest.raises(BackendRejected):
+        await agent.answer(asked.request, Answer(allow=True))
+
+
+async def test_a_stubborn_agent_can_be_killed_and_its_session_loaded(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("ignore-cancel", "say no", "sleep 600"))
+    await until(agent, lambda signal: isinstance(signal, TextDelta))
+    await agent.interrupt()
+    with anyio.fail_after(PATIENCE):
+        await agent.kill()
+    assert [signal for signal in await until(agent, is_end) if is_end(signal)] == [TurnStopped()]
+    again = await stage.backend.load(stage.spec(), agent.state.session, None)
+    assert text(await _play(stage, again, "say back")) == "back"
+
+
+async def test_interrupting_an_idle_agent_does_nothing(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.interrupt()
+    assert text(await _play(stage, agent, "say here")) == "here"
+
+
+async def test_a_crash_is_told_with_the_turn_that_it_broke(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    signals = await _play(stage, agent, "say last words", "crash")
+    assert text(signals) == "last words"
+    died, broke = signals[-2:]
+    assert isinstance(died, AgentDied)
+    assert isinstance(broke, TurnBroke)
+    assert broke.code == "agent_process_dead"
+    with pytest.raises(SendFailed) as refused:
+        await agent.prompt(stage.prompt("say hello"))
+    assert refused.value.delivered == "no"
+    again = await stage.backend.load(stage.spec(), agent.state.session, None)
+    assert text(await _play(stage, again, "say back")) == "back"
+
+
+async def test_a_provider_failure_ends_the_turn_and_not_the_agent(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    match (await _play(stage, agent, "fail out of credit"))[-1]:
+        case TurnBroke(code="provider_error", message=message):
+            assert "out of credit" in message
+        case end:
+            pytest.fail(f"another end: {end}")
+    assert text(await _play(stage, agent, "say go on")) == "go on"
+
+
+async def test_a_refusal_is_an_end_with_its_own_reason(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    assert (await _play(stage, agent, "refuse"))[-1] == TurnEnded(stop_reason="refusal")
+
+
+async def test_two_prompts_at_once_are_refused_before_they_are_sent(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await agent.prompt(stage.prompt("sleep 600"))
+    with pytest.raises(SendFailed) as refused:
+        await agent.prompt(stage.prompt("say hello"))
+    assert refused.value.delivered == "no"
+    await agent.interrupt()
+    assert (await until(agent, is_end))[-1] == TurnStopped()
+
+
+async def test_settings_can_be_changed_and_unknown_ones_are_refused(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    state = await agent.configure(Change(model="demo-2", mode="plan"))
+    assert (state.model, state.mode) == ("demo-2", "plan")
+    assert agent.state == state
+    with pytest.raises(Unsupported):
+        await agent.configure(Change(mode="no such mode"))
+    assert agent.state == state
+
+
+async def test_a_mode_that_the_agent_changes_itself_is_told(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    signals = await _play(stage, agent, "mode plan")
+    assert [signal.mode for signal in signals if isinstance(signal, Config)] == ["plan"]
+    assert agent.state.mode == "plan"
+
+
+async def test_a_released_agent_can_be_loaded_again_and_tells_nothing_twice(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    await _play(stage, agent, "say before")
+    with anyio.fail_after(PATIENCE):
+        await agent.release()
+    again = await stage.backend.load(stage.spec(), agent.state.session, None)
+    assert again.state.session == agent.state.session
+    assert text(await _play(stage, again, "say after")) == "after"
+
+
+async def test_an_archived_agent_is_released(stage: Stage) -> None:
+    agent = await stage.backend.create(stage.spec())
+    with anyio.fail_after(PATIENCE):
+        await agent.archive()
+    with pytest.raises((SendFailed, AgentLost)):
+        await agent.prompt(stage.prompt("say hello"))
+
+
+async def test_agents_do_not_hear_each_other(stage: Stage) -> None:
+    one, two = await stage.backend.create(stage.spec()), await stage.backend.create(stage.spec())
+    await one.prompt(stage.prompt("say one", "sleep 600"))
+    await until(one, lambda signal: isinstance(signal, TextDelta))
+    assert text(await _play(stage, two, "say two", "crash")) == "two"
+    await one.interrupt()
+    assert await until(one, is_end) == [TurnStopped()]
+
+
+def _asked(signals: list[Signal]) -> PermissionAsked:
+    (asked,) = [signal for signal in signals if isinstance(signal, PermissionAsked)]
+    return asked
+
+
+async def _play(stage: Stage, agent: Agent, *script: str) -> list[Signal]:
+    await agent.prompt(stage.prompt(*script))
+    return await until(agent, is_end)
