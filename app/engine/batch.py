@@ -1,0 +1,93 @@
+"""Events and whatever changes with them, written in one commit."""
+
+from dataclasses import dataclass, field
+
+from app.domain.events import (
+    Event,
+    PermissionExpired,
+    PermissionResolved,
+    TurnCancelled,
+    TurnCompleted,
+    TurnFailed,
+    TurnIndeterminate,
+    TurnTimedOut,
+)
+from app.domain.ids import TurnId
+from app.domain.signals import Config, Cursor
+from app.domain.turns import ENDS
+from app.engine.hosted import Hosted
+from app.engine.run import Asked, Run, Told
+from app.store import eventlog, permissions, sessions, turns
+from app.store.eventlog import Connection
+from app.store.turns import Progress
+
+
+@dataclass
+class Batch:
+    """What one commit writes."""
+
+    events: list[tuple[TurnId | None, Event]] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    cursor: Cursor | None = None
+    config: Config | None = None
+
+    def add(self, turn: TurnId | None, told: Told) -> None:
+        """Add what was told of a turn, or of what happened outside any."""
+        self.events += [(turn, event) for event in told.events]
+        self.asked += told.asked
+
+    async def write(self, hosted: Hosted, run: Run | None) -> None:
+        """Commit it; waits for as long as the database is down.
+
+        Raises:
+            LeaseLost: another process hosts the session; nothing was written.
+        """
+        if not self.events and self.cursor is None:
+            return
+        session_id, key = hosted.session.session_id, hosted.lease.session
+        drafts = [eventlog.draft(session_id, turn, event) for turn, event in self.events]
+        progress = self._progress(run)
+        resolved = [e for _, e in self.events if isinstance(e, PermissionResolved | PermissionExpired)]
+
+        async def alongside(connection: Connection) -> None:
+            if run is not None and progress is not None:
+                await turns.write_progress(connection, run.turn.id, progress)
+            for asked in self.asked:
+                await permissions.write_requested(
+                    connection,
+                    key,
+                    run.turn.id if run is not None else None,
+                    asked.waiting.request,
+                    asked.event,
+                    asked.expires_at,
+                    answering=asked.answer_now is not None,
+                )
+            for event in resolved:
+                await permissions.write_resolved(connection, event)
+            if self.cursor is not None:
+                await sessions.write_cursor(connection, key, self.cursor)
+            if self.config is not None:
+                await sessions.write_config(connection, key, self.config)
+
+        changes = progress or self.asked or resolved or self.cursor or self.config
+        await hosted.events.append(key, hosted.lease.generation, drafts, alongside if changes else None)
+        if run is not None:
+            run.written = run.status
+
+    def _progress(self, run: Run | None) -> Progress | None:
+        """What the batch changes about the turn's row; null if nothing."""
+        if run is None or run.status == run.written:
+            return None
+        if run.status not in ENDS:
+            return Progress(
+                status=run.status, output_text="", usage=None, event_at=run.last_event_at, end=None
+            )
+        end = self.events[-1][1]
+        assert isinstance(end, TurnCompleted | TurnFailed | TurnCancelled | TurnTimedOut | TurnIndeterminate)
+        return Progress(
+            status=run.status,
+            output_text=run.transcript.output_text,
+            usage=run.usage,
+            event_at=run.last_event_at,
+            end=end,
+        )

@@ -1,0 +1,82 @@
+"""Errors on their way from a host to the caller who waits in another process, and the wait itself."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import anyio
+
+from app.backends.base import (
+    AgentLost,
+    BackendError,
+    BackendUnavailable,
+    ProviderNotFound,
+    Unsupported,
+)
+from app.domain.errors import (
+    BackendFailed,
+    BackendIsDown,
+    BackendSessionLost,
+    DomainError,
+    NoSuchProvider,
+    PathNotAllowed,
+    SessionIsClosed,
+    UnsupportedByBackend,
+)
+from app.domain.ids import SessionKey
+from app.store import intents
+from app.store.database import Database
+from app.store.intents import Intent
+
+_CODES: dict[str, type[DomainError]] = {
+    "backend_error": BackendFailed,
+    "backend_unavailable": BackendIsDown,
+    "unsupported_by_backend": UnsupportedByBackend,
+    "path_not_allowed": PathNotAllowed,
+}
+
+
+def describe(error: BackendError | DomainError) -> Mapping[str, Any]:
+    """The error as it is written into an intent's row."""
+    match error:
+        case BackendUnavailable():
+            code = "backend_unavailable"
+        case AgentLost():
+            code = "backend_session_lost"
+        case ProviderNotFound():
+            return {"code": "provider_not_found", "detail": str(error)}
+        case Unsupported():
+            code = "unsupported_by_backend"
+        case PathNotAllowed():
+            code = "path_not_allowed"
+        case SessionIsClosed():
+            code = "session_closed"
+        case _:
+            code = "backend_error"
+    return {"code": code, "detail": str(error)}
+
+
+def raise_described(error: Mapping[str, Any]) -> None:
+    """Raise the domain error that a host wrote."""
+    code, detail = error["code"], error["detail"]
+    if code == "backend_session_lost":
+        raise BackendSessionLost
+    if code == "session_closed":
+        raise SessionIsClosed
+    if code == "provider_not_found":
+        raise NoSuchProvider(provider=detail, available=[])
+    cls = _CODES.get(code, BackendFailed)
+    raise cls(detail=detail)  # type: ignore[call-arg]  # every class of the table has a detail
+
+
+async def wait_for(database: Database, session: SessionKey, number: UUID, timeout_s: float) -> Intent | None:
+    """The intent once it is done; null if that took too long."""
+    with anyio.move_on_after(timeout_s), database.bell.listen(session) as wakeup:
+        while True:
+            async with database.begin() as db:
+                intent = await intents.get(db, number)
+            if intent is None or intent.done:
+                return intent
+            with anyio.move_on_after(1.0):  # covers a lost bell
+                await wakeup.wait()
+    return None

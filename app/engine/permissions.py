@@ -1,0 +1,99 @@
+"""Permissions: the inbox, and a person's answer on its way to the agent."""
+
+import anyio
+
+from app.domain.errors import (
+    BackendIsDown,
+    PermissionAlreadyResolved,
+    PermissionIsExpired,
+    UnsupportedByBackend,
+)
+from app.domain.ids import Owner, PermissionId, SessionId
+from app.domain.keys import Principal
+from app.domain.permissions import WAITING, Permission, PermissionStatus, Response
+from app.store import permissions, sessions
+from app.store.database import Database
+from app.store.paging import Page
+
+ANSWER_S = 8.0
+"""Seconds that an answer waits for the backend's resolution."""
+
+
+class Permissions:
+    """The use-cases on permissions, within the caller's owner."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, owner: Owner, permission_id: PermissionId) -> Permission:
+        """The permission.
+
+        Raises:
+            PermissionNotFound: it is missing or somebody else's.
+        """
+        async with self._database.begin() as db:
+            return await permissions.get(db, owner, permission_id)
+
+    async def list_permissions(
+        self,
+        owner: Owner,
+        *,
+        status: PermissionStatus | None,
+        session_id: SessionId | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Page[Permission]:
+        """A page of the owner's permissions, newest first."""
+        async with self._database.begin() as db:
+            return await permissions.list_permissions(
+                db, owner, status=status, session_id=session_id, limit=limit, cursor=cursor
+            )
+
+    async def respond(self, caller: Principal, permission_id: PermissionId, response: Response) -> Permission:
+        """Answer, and wait for the backend's resolution, which is what is recorded.
+
+        Raises:
+            PermissionAlreadyResolved: somebody was first, or the turn has ended.
+            PermissionIsExpired: too late, or the agent that asked is gone.
+            UnsupportedByBackend: an option that was not offered.
+            BackendIsDown: the backend has not taken it; it is still pending.
+        """
+        permission = await self.get(caller.owner, permission_id)
+        _refuse_resolved(permission)
+        if response.option_id is not None and response.option_id not in {
+            option.option_id for option in permission.options
+        }:
+            raise UnsupportedByBackend(detail="the backend did not offer this option")
+        with self._database.bell.listen(permission.session) as wakeup:
+            async with self._database.begin() as db:
+                await sessions.lock(db, permission.session)
+                taken = await permissions.answer(db, permission_id, response, caller.actor)
+                if taken:
+                    await sessions.want(db, permission.session)
+            with anyio.move_on_after(ANSWER_S):
+                while True:
+                    permission = await self.get(caller.owner, permission_id)
+                    if permission.status not in WAITING:
+                        break
+                    if taken and permission.status == "pending":
+                        raise BackendIsDown(detail="the backend did not take the answer; it is still pending")
+                    with anyio.move_on_after(1.0):  # covers a lost bell
+                        await wakeup.wait()
+        if not taken or permission.actor != caller.actor:
+            _refuse_resolved(permission)
+        if permission.status in WAITING:
+            raise BackendIsDown(detail="the backend has not resolved it yet")
+        if permission.status == "expired":
+            raise PermissionIsExpired
+        if permission.status == "cancelled":
+            _refuse_resolved(permission)
+        return permission
+
+
+def _refuse_resolved(permission: Permission) -> None:
+    if permission.status == "expired":
+        raise PermissionIsExpired
+    if permission.status not in ("pending",):
+        raise PermissionAlreadyResolved(
+            outcome=permission.outcome, by=permission.by, at=permission.resolved_at
+        )

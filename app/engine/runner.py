@@ -1,0 +1,504 @@
+"""The turns of a hosted session, one after the other: started, sent, relayed into the log, stopped, ended."""
+
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+import structlog
+
+from app.backends.base import (
+    Agent,
+    AgentLost,
+    Answer,
+    Attachment,
+    BackendError,
+    BackendRejected,
+    BackendUnavailable,
+    Prompt,
+    SendFailed,
+)
+from app.domain.events import (
+    Error,
+    Limit,
+    Terminal,
+    TurnFailed,
+    TurnRetrying,
+    TurnStarted,
+    TurnTimedOut,
+)
+from app.domain.items import fold
+from app.domain.permissions import Permission, Response
+from app.domain.sessions import Session
+from app.domain.signals import AgentDied, Config, Report
+from app.domain.transcript import Said, Transcript
+from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance
+from app.engine import ending
+from app.engine.batch import Batch
+from app.engine.hosted import Hosted
+from app.engine.keeper import Keeper
+from app.engine.run import Run, Rung, Stop, Told, Waiting, attempt_name
+from app.store import eventlog, permissions, turns
+from app.store.eventlog import LeaseLost
+from app.store.intents import Intent
+
+log = structlog.get_logger(__name__)
+
+SETTLE_S = 0.25
+"""Seconds that an agent gets after a failed or cancelled turn before the next prompt."""
+LADDER: tuple[tuple[Rung, float], ...] = (("interrupt", 5.0), ("kill", 10.0), ("archive", 15.0))
+"""How an agent is stopped, and how many seconds each step has."""
+RETRY_BASE_S, RETRY_MAX_S = 0.5, 30.0
+"""Bounds of the pause before an attempt is repeated; doubled each time, with jitter."""
+REPEAT_S = 5.0
+"""Seconds after which a time-out's answer that the backend did not take is sent again."""
+POSTPONE_S = 2.0
+"""Seconds before a queued turn looks again for a backend that is down."""
+
+
+class Rules(Protocol):
+    """What a host needs to know of its process."""
+
+    session_idle_s: float
+
+    def may_act(self) -> bool:
+        """Whether the lease holds, by the monotonic clock."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was found when the host looked."""
+
+    session: Session
+    intents: list[Intent]
+    turns: list[Turn]
+    waiting: list[Permission]
+    now: datetime
+
+
+@dataclass
+class Queued:
+    """A turn that waits for its start."""
+
+    turn: Turn
+    until: float
+    """Monotonic time of its queue time-out."""
+
+
+class Runner:
+    """Runs a session's turns."""
+
+    def __init__(self, hosted: Hosted, keeper: Keeper, rules: Rules) -> None:
+        self._hosted = hosted
+        self._keeper = keeper
+        self._rules = rules
+        self.run: Run | None = None
+        """The started turn, from its `turn.started` to its terminal event."""
+        self.queue: list[Queued] = []
+        self.leaving: float | None = None
+        """Monotonic time at which a turn that ends with us is ended, once the process is going."""
+        self.suspended = False
+        """Whether the lease ran out unrenewed."""
+        self._outside = Transcript()
+        self._settled_at = 0.0
+        self._retry_at: float | None = None
+        self._postponed_until = 0.0
+
+    def see(self, work: Work) -> None:
+        """Take in what the database says of the turns."""
+        if self.run is not None:
+            self.run.policy = work.session.policy
+        known = {queued.turn.id: queued for queued in self.queue}
+        self.queue = [
+            known.get(turn.id) or Queued(turn, time.monotonic() + _rest_of(turn, work.now))
+            for turn in work.turns
+            if turn.status is TurnStatus.QUEUED
+        ]
+        for turn in work.turns:
+            if self.run is not None and turn.id == self.run.turn.id and turn.cancel_requested_at is not None:
+                self.ask_to_stop(turn.cancel_cause or "caller")
+
+    async def suspend(self) -> None:
+        """The lease ran out unrenewed: stop acting. An agent that ends with its host is ended."""
+        if self.suspended:
+            return
+        self.suspended = True
+        if self._hosted.dies_with_host:
+            if self.run is not None:
+                self.run.lost_cause = "lease_lost"
+            if self._keeper.agent is not None:
+                await self._keeper.agent.kill()
+
+    async def take_over(self, work: Work) -> None:
+        """A turn that an earlier host had started and not ended."""
+        turn = next((turn for turn in work.turns if turn.started_at is not None), None)
+        if turn is None:
+            return
+        rows = await self._hosted.database.retrying(partial(self._turn_events, turn))
+        transcript = Transcript.restored(fold((event.type, event.turn_id, event.data) for event in rows))
+        told_at = [event.at for event in rows if not event.type.startswith("turn.")]
+        run = Run(turn, work.session.policy, transcript, last_event_at=told_at[-1] if told_at else None)
+        self.run = run
+        if turn.status is TurnStatus.RETRYING:
+            self._retry_at = 0.0
+            return
+        for permission in work.waiting:
+            run.waiting[permission.request] = Waiting(
+                id=permission.id,
+                request=permission.request,
+                for_person=True,
+                is_question=permission.kind == "question",
+                expires_at=None,
+            )
+        log.info("turn_taken_over", turn_id=turn.id)
+        told = Told()
+        run.expire_all(told)
+        run.finish(run.lost("host_lost"), told)
+        await self._commit_told(told)
+
+    async def _turn_events(self, turn: Turn) -> list[eventlog.Logged]:
+        found: list[eventlog.Logged] = []
+        async with self._hosted.database.begin() as db:
+            while True:
+                after = found[-1].seq if found else eventlog.before(turn.first_seq)
+                rows = await eventlog.read_page(db, turn.session, after=after, turn=turn.id)
+                if not rows:
+                    return found
+                found += rows
+
+    async def _start_next(self) -> None:
+        turn = self.queue[0].turn
+        agent = await self._agent_for(turn)
+        if agent is None:
+            return
+        started = await self._hosted.database.retrying(partial(self._commit_start, turn))
+        if started is None:
+            self._hosted.look()
+            return
+        self.queue = [queued for queued in self.queue if queued.turn.id != turn.id]
+        self.run = Run(started, self._hosted.session.policy)
+        await self._send()
+
+    async def _agent_for(self, turn: Turn) -> Agent | None:
+        """The agent to prompt; null if that has to wait, or ended the turn."""
+        try:
+            return await self._keeper.load()
+        except AgentLost as error:
+            await self._hosted.change(agent_lost=True)
+            await self._end_unsent(
+                turn, Error(code="backend_session_lost", message=str(error), retriable=False)
+            )
+        except BackendUnavailable as error:
+            if turn.request.multitask_strategy == "reject" or isinstance(self.run, Run):
+                await self._end_unsent(
+                    turn, Error(code="backend_unavailable", message=str(error), retriable=True)
+                )
+            else:
+                self._postponed_until = time.monotonic() + 2.0
+        except BackendError as error:
+            await self._end_unsent(turn, Error(code="backend_rejected", message=str(error), retriable=False))
+        return None
+
+    async def _end_unsent(self, turn: Turn, error: Error) -> None:
+        event = TurnFailed(error=error, delivered="no")
+        if self.run is None:
+            await self.end_queued(turn, event)
+            self.queue = [queued for queued in self.queue if queued.turn.id != turn.id]
+        else:
+            await self._end(event)
+
+    async def _commit_start(self, turn: Turn) -> Turn | None:
+        """Commit `turn.started` before the prompt is sent; null if the turn is no longer waiting."""
+        attempt = turn.attempt + 1
+        async with self._hosted.database.begin() as db:
+            session = await self._hosted.locked(db)
+            if await turns.start(db, turn, attempt=attempt, generation=self._hosted.lease.generation):
+                event = TurnStarted(attempt=attempt, prompt=turn.request.prompt)
+                await eventlog.record(db, session.key, [eventlog.draft(session.session_id, turn.id, event)])
+            now = await turns.by_id(db, turn.id)
+            if now is None or now.attempt != attempt or now.status is not TurnStatus.RUNNING:
+                return None
+            return now
+
+    async def _send(self) -> None:
+        assert self.run is not None and self._keeper.agent is not None
+        turn = self.run.turn
+        if not self._rules.may_act():
+            raise LeaseLost
+        log.info("turn_started", turn_id=turn.id, attempt=turn.attempt)
+        try:
+            await self._keeper.agent.prompt(
+                Prompt(
+                    attempt=attempt_name(turn),
+                    text=turn.request.prompt,
+                    attachments=[_attachment(part) for part in turn.request.attachments],
+                )
+            )
+        except SendFailed as error:
+            code: Any = "backend_unavailable" if error.retriable else "backend_rejected"
+            described = Error(code=code, message=str(error), retriable=error.retriable)
+            may_repeat = error.delivered == "no" and error.retriable
+            if may_repeat and turn.attempt < turn.request.max_attempts and self.run.stop is None:
+                await self._retry(described)
+            else:
+                await self._end(TurnFailed(error=described, delivered=error.delivered))
+
+    async def _retry(self, error: Error) -> None:
+        assert self.run is not None
+        turn = self.run.turn
+        delay = min(RETRY_MAX_S, RETRY_BASE_S * 2 ** (turn.attempt - 1)) * random.uniform(0.5, 1.5)
+        self.run.status = advance(self.run.status, Step.RETRY)
+        self._retry_at = time.monotonic() + delay
+        event = TurnRetrying(attempt=turn.attempt + 1, delay_s=round(delay, 3), error=error)
+        await self._commit_told(Told(events=[event]))
+
+    async def _start_again(self) -> None:
+        assert self.run is not None
+        self._retry_at = None
+        agent = await self._agent_for(self.run.turn)
+        if agent is None or self.run is None:
+            return
+        started = await self._hosted.database.retrying(partial(self._commit_start, self.run.turn))
+        if started is None:
+            raise LeaseLost
+        self.run.turn, self.run.status = started, started.status
+        await self._send()
+
+    async def end_queued(self, turn: Turn, event: Terminal) -> None:
+        async def end() -> None:
+            async with self._hosted.database.begin() as db:
+                await self._hosted.locked(db)
+                now = await turns.by_id(db, turn.id)
+                if now is not None and now.status is TurnStatus.QUEUED:
+                    await ending.end_queued(db, now, event)
+
+        await self._hosted.database.retrying(end)
+
+    async def _end(self, event: Terminal) -> None:
+        assert self.run is not None
+        told = Told()
+        self.run.end(event, told)
+        await self._commit_told(told)
+
+    async def relay(self) -> None:
+        agent = self._keeper.agent
+        if agent is None:
+            return
+        overflowed = agent.reports.overflowed
+        reports = agent.reports.drain()
+        if reports:
+            self._hosted.touch()
+            await self._tell(reports)
+        if overflowed and self.run is not None:
+            error = Error(code="buffer_overflow", message="more happened than could be kept", retriable=False)
+            await self._end(TurnFailed(error=error, delivered="yes"))
+        if (overflowed or agent.reports.is_closed) and self._keeper.agent is agent:
+            self._keeper.agent = None
+            await agent.release()
+
+    async def _tell(self, reports: Sequence[Report]) -> None:
+        batch, died = Batch(), False
+        for report in reports:
+            for signal in report.signals:
+                run = self.run
+                died = died or isinstance(signal, AgentDied)
+                if isinstance(signal, Config):
+                    batch.config = signal
+                if run is not None and report.attempt == run.attempt and run.status not in ENDS:
+                    batch.add(run.turn.id, run.tell(signal))
+                    if run.status in ENDS:
+                        batch.cursor = report.cursor or batch.cursor
+                        await self._commit(batch)
+                        batch = Batch()
+                elif report.attempt is None and isinstance(signal, Said):
+                    batch.add(None, Told(events=self._outside.tell(signal)))
+            batch.cursor = report.cursor or batch.cursor
+        await self._commit(batch)
+        if died and self.run is None:
+            await self._keeper.let_go()
+
+    async def _commit_told(self, told: Told) -> None:
+        assert self.run is not None
+        batch = Batch()
+        batch.add(self.run.turn.id, told)
+        await self._commit(batch)
+
+    async def _commit(self, batch: Batch) -> None:
+        """Write a batch, then do what follows from it: the end of the run, the answers of the policy."""
+        run = self.run
+        await batch.write(self._hosted, run)
+        if run is not None and run.status in ENDS:
+            self._run_is_over(run)
+        for asked in batch.asked:
+            if asked.answer_now is not None:
+                await self._answer(asked.waiting, asked.answer_now == "allow", "policy", None)
+
+    def _run_is_over(self, run: Run) -> None:
+        self.run = None
+        self._retry_at = None
+        self._hosted.touch()
+        self._settled_at = self._hosted.used_at + (0 if run.status is TurnStatus.COMPLETED else SETTLE_S)
+        log.info(
+            "turn_ended",
+            turn_id=run.turn.id,
+            status=str(run.status),
+            seconds=round(self._hosted.used_at - run.started, 3),
+        )
+        self._hosted.look()
+
+    async def respond(self, permission: Permission, response: Response) -> None:
+        """Send a person's answer, once."""
+        run = self.run
+        waiting = run.waiting.get(permission.request) if run is not None else None
+        if waiting is None or waiting.id != permission.id or waiting.sent is not None:
+            return
+        await self._answer(
+            waiting, response.outcome == "allow", "caller", permission.actor, response=response
+        )
+        if response.interrupt and response.outcome == "deny":
+            self.ask_to_stop("caller")
+
+    async def _answer(
+        self, waiting: Waiting, allow: bool, by: Any, actor: str | None, *, response: Response | None = None
+    ) -> None:
+        if self._keeper.agent is None or waiting.sent is not None:
+            return
+        option_id = response.option_id if response is not None else None
+        waiting.sent = ("allowed" if allow else "denied", option_id, by, actor)
+        waiting.expires_at = None
+        answer = Answer(
+            allow=allow,
+            option_id=option_id,
+            message=response.message if response is not None else None,
+            updated_input=response.updated_input if response is not None else None,
+            answers=response.answers if response is not None else None,
+        )
+        try:
+            await self._keeper.agent.answer(waiting.request, answer)
+        except BackendError as error:
+            log.warning("answer_not_taken", error=type(error).__name__)
+            waiting.sent = None
+            if by == "timeout":
+                waiting.expires_at = time.monotonic() + REPEAT_S
+
+            async def reopen() -> None:
+                async with self._hosted.database.begin() as db:
+                    await permissions.reopen(db, waiting.id)
+
+            await self._hosted.database.retrying(reopen)
+            if isinstance(error, BackendRejected) and by == "policy":
+                self.ask_to_stop("permission")
+
+    def ask_to_stop(self, cause: Any, limit: Limit | None = None) -> None:
+        if self.run is not None and self.run.stop is None and not self.run.is_over:
+            self.run.stop = Stop(cause=cause, limit=limit)
+            self._hosted.wake()
+
+    def next_clock(self) -> float:
+        """When something is due even if nothing happens; monotonic."""
+        due = [time.monotonic() + 3600.0]
+        run = self.run
+        if run is not None:
+            due.append(run.started + run.turn.request.deadline_s)
+            if run.idle_clock_runs:
+                due.append(run.idle_since + run.turn.request.idle_timeout_s)
+            due += [waiting.expires_at for waiting in run.waiting.values() if waiting.expires_at is not None]
+            if run.held is not None:
+                due.append(run.held[1])
+            if run.stop is not None:
+                due.append(run.stop.until)
+            if self._retry_at is not None:
+                due.append(self._retry_at)
+            if self.leaving is not None:
+                due.append(self.leaving)
+        elif self.queue and self.leaving is None:
+            due += [max(self._settled_at, self._postponed_until), *(queued.until for queued in self.queue)]
+        return min(due)
+
+    async def tick(self) -> None:
+        now = time.monotonic()
+        for queued in list(self.queue):
+            if queued.until <= now:
+                self.queue.remove(queued)
+                await self.end_queued(
+                    queued.turn, TurnTimedOut(limit="queue", delivered="no", cancel_outcome=None)
+                )
+        if self.run is not None:
+            await self._tick_run(self.run, now)
+        elif (
+            self.queue
+            and self.leaving is None
+            and self._hosted.session.status == "active"
+            and now >= max(self._settled_at, self._postponed_until)
+        ):
+            await self._start_next()
+
+    async def _tick_run(self, run: Run, now: float) -> None:
+        if run.held is not None and run.held[1] <= now:
+            told = Told()
+            run.finish(run.held[0], told)
+            await self._commit_told(told)
+            return
+        if run.lost_cause is not None and self.suspended is False:
+            told = Told()
+            run.expire_all(told)
+            run.finish(run.lost(run.lost_cause), told)
+            await self._commit_told(told)
+            return
+        for waiting in list(run.waiting.values()):
+            if waiting.expires_at is not None and waiting.expires_at <= now:
+                await self._answer(waiting, run.allows_on_timeout(waiting), "timeout", None)
+        if run.started + run.turn.request.deadline_s <= now:
+            self.ask_to_stop("caller", "deadline")
+        if run.idle_clock_runs and run.idle_since + run.turn.request.idle_timeout_s <= now:
+            self.ask_to_stop("caller", "idle")
+        if self.leaving is not None and self.leaving <= now and self._hosted.dies_with_host:
+            self.ask_to_stop("shutdown")
+        if run.stop is not None and run.stop.until <= now:
+            await self._climb(run, run.stop)
+        elif self._retry_at is not None and self._retry_at <= now:
+            await self._start_again()
+
+    async def _climb(self, run: Run, stop: Stop) -> None:
+        """The next step of the cancel ladder; each has a deadline, and after the last we say what we know."""
+        if self._retry_at is not None or self._keeper.agent is None:  # nothing of it runs anywhere
+            await self._end(run.stopped("stopped"))
+            return
+        rungs = [rung for rung, _ in LADDER]
+        step = 0 if stop.rung is None else rungs.index(stop.rung) + 1
+        if step == len(LADDER):
+            await self._end(run.stopped("unconfirmed"))
+            return
+        stop.rung, seconds = LADDER[step]
+        if self.leaving is not None:
+            seconds = min(seconds, 1.0)
+        stop.until = time.monotonic() + seconds
+        agent = self._keeper.agent
+        with anyio.move_on_after(seconds):
+            match stop.rung:
+                case "interrupt":
+                    await agent.interrupt()
+                case "kill":
+                    await agent.kill()
+                case "archive":
+                    with suppress(BackendError):
+                        await agent.archive()
+        await self.relay()
+        if stop.rung != "interrupt" and self.run is run and not agent.reports.has_reports:
+            stop.until = time.monotonic() + 1.0  # what was told of the end may still be on its way
+
+
+def _rest_of(turn: Turn, now: datetime) -> float:
+    """Seconds that a queued turn may still wait, by the database's clock."""
+    return max(0.0, turn.request.queue_timeout_s - (now - turn.created_at).total_seconds())
+
+
+def _attachment(part: Any) -> Attachment:
+    if part["type"] == "image":
+        return Attachment(kind="image", mime_type=part["mime_type"], data=part["data"])
+    return Attachment(kind="text", name=part.get("name"), data=part["text"])
