@@ -1,0 +1,1 @@
+"""HTTP: one router a noun, schemas, problems, event streams, authentication."""

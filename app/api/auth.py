@@ -1,0 +1,48 @@
+"""Who may call a route: `Authorization: Bearer alm_…` on every one, or a ticket on the stream it is for."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.api.rooms import RoomsDep
+from app.domain.errors import Forbidden
+from app.domain.keys import Principal, Scope
+
+_bearer = HTTPBearer(
+    scheme_name="ApiKey", bearerFormat="alm_<id>_<secret>", description="An API key.", auto_error=False
+)
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def address(request: Request) -> str:
+    """The caller's network address, by which failed authentications are counted."""
+    return request.client.host if request.client else "unknown"
+
+
+def needs(scope: Scope) -> Callable[..., Awaitable[Principal]]:
+    """A dependency: the caller, who has `scope`."""
+
+    async def caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:
+        token = credentials.credentials if credentials else None
+        principal = await rooms.keys.authenticate(token, address(request))
+        if scope not in principal.scopes:
+            raise Forbidden(scope=scope)
+        return principal
+
+    return caller
+
+
+Reader = Annotated[Principal, Depends(needs("read"))]
+Prompter = Annotated[Principal, Depends(needs("prompt"))]
+Approver = Annotated[Principal, Depends(needs("approve"))]
+Admin = Annotated[Principal, Depends(needs("admin"))]
+
+
+async def _any_caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:
+    return await rooms.keys.authenticate(credentials.credentials if credentials else None, address(request))
+
+
+AnyCaller = Annotated[Principal, Depends(_any_caller)]
+"""The caller, whatever the key's scopes: the route looks at them itself."""

@@ -1,0 +1,40 @@
+"""What routes need: the use-cases, joined once by `app.main` and found on the application's state."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.engine.feed import Feed, Streams
+from app.engine.health import Healths
+from app.engine.keys import Keys
+from app.engine.lifecycle import Lifecycle
+from app.engine.permissions import Permissions
+from app.engine.sessions import Sessions
+from app.engine.turns import Turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """Every use-case of the service."""
+
+    sessions: Sessions
+    turns: Turns
+    permissions: Permissions
+    feed: Feed
+    streams: Streams
+    keys: Keys
+    healths: Healths
+    lifecycle: Lifecycle
+    version: str
+    embedded: bool
+    send_timeout_s: float
+
+
+def rooms(request: Request) -> Rooms:
+    """The use-cases of the application that answers `request`."""
+    found: Rooms = request.app.state.rooms
+    return found
+
+
+RoomsDep = Annotated[Rooms, Depends(rooms)]

@@ -1,0 +1,272 @@
+"""Routes of turns, and prompt-stream: ensure, prompt and follow in one call."""
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.api.auth import Prompter, Reader
+from app.api.openapi import EVENT_STREAM_RESPONSES
+from app.api.problems import problems
+from app.api.rooms import Rooms, RoomsDep
+from app.api.schemas import PromptBody, PromptStreamBody, TurnList, TurnView
+from app.api.sessions import ListCursor, ListLimit, SessionPath
+from app.api.sse import EventStream, encoded
+from app.api.streams import StreamDep, stream_turn
+from app.domain.errors import (
+    BackendFailed,
+    BackendIsDown,
+    BackendNotFound,
+    BackendSessionLost,
+    Draining,
+    IdempotencyKeyReused,
+    InvalidCursor,
+    NoSuchProvider,
+    PathNotAllowed,
+    QueueFull,
+    RequestInProgress,
+    SessionBusy,
+    SessionConflict,
+    SessionExists,
+    SessionIsClosed,
+    SessionNotFound,
+    TooManySessions,
+    TooManyStreams,
+    TurnNotEnded,
+    TurnNotFound,
+    TurnNotQueued,
+    UnsupportedByBackend,
+    ValidationFailed,
+)
+from app.domain.ids import SessionId, TurnId
+from app.domain.keys import Principal
+from app.domain.turns import Turn, TurnStatus
+from app.engine.feed import Filter
+from app.engine.turns import Idempotency
+
+router = APIRouter(prefix="/v1", tags=["turns"])
+
+TurnPath = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,128}$")]
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")
+]
+Prefer = Annotated[str | None, Header(description="`wait=N`: up to N ≤ 60 seconds for the ended turn.")]
+
+MAX_WAIT_S = 60
+_ADMISSION = (
+    SessionBusy,
+    SessionIsClosed,
+    BackendSessionLost,
+    UnsupportedByBackend,
+    QueueFull,
+    Draining,
+    BackendIsDown,
+    IdempotencyKeyReused,
+    RequestInProgress,
+    TooManyStreams,
+)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": TurnView, "description": "Ended", **EVENT_STREAM_RESPONSES[200]},
+    202: {"model": TurnView, "description": "Not ended yet"},
+}
+
+
+def _turn_answer(turn: Turn, *, replayed: bool = False) -> JSONResponse:
+    view = TurnView.from_domain(turn)
+    headers = {"Location": f"/v1/turns/{turn.id}"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return JSONResponse(
+        view.model_dump(mode="json"), status_code=200 if turn.is_ended else 202, headers=headers
+    )
+
+
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+def _wait(prefer: str | None) -> float:
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", prefer or "", re.IGNORECASE)
+    return min(int(found[1]), MAX_WAIT_S) if found else 0.0
+
+
+async def _stream_answer(rooms: Rooms, caller: Principal, turn: Turn, *, replayed: bool) -> EventStream:
+    """The turn's own stream as the answer of the prompt: the same events as on its GET."""
+    following = await rooms.feed.open_turn(caller.owner, turn.id, "start", Filter(turn=turn.id))
+    steps = rooms.feed.follow(following, rooms.keys.check(caller), rotates=False)
+    headers = {"Location": f"/v1/turns/{turn.id}", "Content-Location": f"/v1/turns/{turn.id}/events/stream"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+
+    async def lost() -> None:
+        if not rooms.lifecycle.draining:
+            await rooms.turns.request_cancel(caller.owner, turn.id, "disconnect")
+
+    return EventStream(
+        encoded(steps, following.session_id),
+        headers=headers,
+        send_timeout_s=rooms.send_timeout_s,
+        counted=rooms.streams.counted(caller),
+        on_lost=lost if turn.request.on_disconnect == "cancel" else None,
+    )
+
+
+@router.post(
+    "/sessions/{session_id}/turns",
+    response_model=TurnView,
+    responses={**_ANSWERS, **problems(SessionNotFound, *_ADMISSION)},
+)
+async def prompt_session(
+    session_id: SessionPath,
+    body: PromptBody,
+    caller: Prompter,
+    rooms: RoomsDep,
+    request: Request,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Admit a prompt: 202 once its `turn.queued` is committed, or as `Prefer` or `Accept` ask."""
+    streaming = _wants_stream(request)
+    if streaming:
+        rooms.streams.check(caller)
+    idempotency = (
+        Idempotency.of(idempotency_key, "turns", session_id, body.model_dump(mode="json", exclude_unset=True))
+        if idempotency_key
+        else None
+    )
+    turn, replayed = await rooms.turns.admit(
+        caller.owner, SessionId(session_id), body.to_domain(), idempotency
+    )
+    if streaming:
+        return await _stream_answer(rooms, caller, turn, replayed=replayed)
+    if seconds := _wait(prefer):
+        turn = await rooms.turns.wait(caller.owner, turn.id, seconds)
+    return _turn_answer(turn, replayed=replayed)
+
+
+@router.post(
+    "/prompt-stream",
+    response_class=Response,
+    responses={
+        **EVENT_STREAM_RESPONSES,
+        **problems(
+            SessionConflict,
+            SessionExists,
+            BackendNotFound,
+            NoSuchProvider,
+            PathNotAllowed,
+            TooManySessions,
+            BackendFailed,
+            *_ADMISSION,
+        ),
+    },
+)
+async def prompt_stream(
+    body: PromptStreamBody, caller: Prompter, rooms: RoomsDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Ensure a session, prompt it and stream the turn; the stream ends after the terminal event."""
+    rooms.streams.check(caller)
+    idempotency = None
+    if idempotency_key:
+        content = body.model_dump(mode="json", exclude_unset=True)
+        idempotency = Idempotency.of(idempotency_key, "prompt-stream", body.session_id, content)
+        earlier = await rooms.turns.earlier(caller.owner, idempotency)
+        if earlier is not None:
+            return await _stream_answer(rooms, caller, earlier, replayed=True)
+    ensured = await rooms.sessions.ensure(caller, body.ensure())
+    turn, replayed = await rooms.turns.admit(
+        caller.owner, ensured.session.session_id, body.prompt(), idempotency
+    )
+    return await _stream_answer(rooms, caller, turn, replayed=replayed)
+
+
+@router.get("/sessions/{session_id}/turns", responses=problems(SessionNotFound, InvalidCursor))
+async def list_turns(
+    session_id: SessionPath,
+    caller: Reader,
+    rooms: RoomsDep,
+    status: TurnStatus | None = None,
+    limit: ListLimit = 50,
+    cursor: ListCursor = None,
+) -> TurnList:
+    """The session's turns, newest first: history and queue."""
+    page = await rooms.turns.list_turns(
+        caller.owner, SessionId(session_id), status=status, limit=limit, cursor=cursor
+    )
+    return TurnList(items=[TurnView.from_domain(turn) for turn in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/turns/{turn_id}", responses=problems(TurnNotFound))
+async def get_turn(turn_id: TurnPath, caller: Reader, rooms: RoomsDep) -> TurnView:
+    """The turn as it stands."""
+    return TurnView.from_domain(await rooms.turns.get(caller.owner, TurnId(turn_id)))
+
+
+@router.get(
+    "/turns/{turn_id}/wait",
+    response_model=TurnView,
+    responses={202: {"model": TurnView, "description": "Not ended yet"}, **problems(TurnNotFound)},
+)
+async def wait_for_turn(
+    turn_id: TurnPath,
+    caller: Reader,
+    rooms: RoomsDep,
+    timeout_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 30,
+) -> Response:
+    """Wait for the turn's end: 200 once it has ended, 202 if it has not."""
+    return _turn_answer(await rooms.turns.wait(caller.owner, TurnId(turn_id), timeout_s))
+
+
+@router.get(
+    "/turns/{turn_id}/events/stream",
+    response_class=Response,
+    responses={
+        **EVENT_STREAM_RESPONSES,
+        **problems(TurnNotFound, InvalidCursor, ValidationFailed, TooManyStreams),
+    },
+)
+async def follow_turn(turn_id: TurnPath, asked: StreamDep) -> Response:
+    """Follow one turn from the cursor on; ends after its terminal event."""
+    return await stream_turn(asked, turn_id)
+
+
+@router.post(
+    "/turns/{turn_id}/cancel",
+    response_model=TurnView,
+    responses={202: {"model": TurnView, "description": "Still being stopped"}, **problems(TurnNotFound)},
+)
+async def cancel_turn(turn_id: TurnPath, caller: Prompter, rooms: RoomsDep) -> Response:
+    """Have the turn stopped, the agent's process ended if need be; an ended turn stays as it is."""
+    return _turn_answer(await rooms.turns.cancel(caller.owner, TurnId(turn_id)))
+
+
+@router.delete("/turns/{turn_id}", status_code=204, responses=problems(TurnNotFound, TurnNotQueued))
+async def dequeue_turn(turn_id: TurnPath, caller: Prompter, rooms: RoomsDep) -> None:
+    """Take a queued turn out of the queue; it stays readable."""
+    await rooms.turns.dequeue(caller.owner, TurnId(turn_id))
+
+
+@router.post(
+    "/turns/{turn_id}/retry",
+    response_model=TurnView,
+    responses={**_ANSWERS, **problems(TurnNotFound, TurnNotEnded, *_ADMISSION)},
+)
+async def retry_turn(
+    turn_id: TurnPath,
+    caller: Prompter,
+    rooms: RoomsDep,
+    request: Request,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Admit a new turn with the same prompt and limits: the caller's own decision to run it again."""
+    idempotency = Idempotency.of(idempotency_key, "retry", turn_id, {}) if idempotency_key else None
+    if _wants_stream(request):
+        rooms.streams.check(caller)
+    turn, replayed = await rooms.turns.retry(caller.owner, TurnId(turn_id), idempotency)
+    if _wants_stream(request):
+        return await _stream_answer(rooms, caller, turn, replayed=replayed)
+    if seconds := _wait(prefer):
+        turn = await rooms.turns.wait(caller.owner, turn.id, seconds)
+    return _turn_answer(turn, replayed=replayed)

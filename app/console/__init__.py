@@ -1,0 +1,1 @@
+"""The web page, the public API's first client."""

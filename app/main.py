@@ -1,0 +1,292 @@
+"""The one module that knows every room: builds them, joins them, owns their lifetimes."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from uuid_utils.compat import uuid7
+
+from app.api import operations, permissions, sessions, turns
+from app.api.edge import EdgeMiddleware, cors_options
+from app.api.openapi import docs_router, install
+from app.api.problems import install_handlers
+from app.api.rooms import Rooms
+from app.backends.acp import AcpBackend
+from app.backends.base import Backend, Place
+from app.backends.paseo import PaseoBackend
+from app.backends.registry import Registry
+from app.console import pages
+from app.demo import COMMAND_LINE
+from app.domain.ids import Owner
+from app.domain.keys import ALL_SCOPES
+from app.engine.feed import Feed, Streams
+from app.engine.health import Healths
+from app.engine.hosts import Hosts
+from app.engine.keys import Keys
+from app.engine.lifecycle import Lifecycle
+from app.engine.permissions import Permissions
+from app.engine.sessions import Sessions
+from app.engine.turns import Turns
+from app.settings import BackendSettings, Settings
+from app.store.bell import Bell
+from app.store.database import Address, Database
+from app.store.embedded import EmbeddedPostgres, embedded_postgres
+from app.store.eventlog import EventLog
+from app.store.leases import LEASE_S, Leases
+from app.store.migrations import migrate
+
+log = structlog.get_logger(__name__)
+
+KEY_FILE = "api-key"
+"""File in the data directory that holds the first key."""
+
+
+def service_version() -> str:
+    """The version of this Alameda."""
+    try:
+        return version("alameda")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its lifespan opens the house, whose use-cases are `app.state.rooms`."""
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[None]:
+        async with open_house(settings) as house:
+            application.state.rooms = house.rooms
+            application.state.house = house
+            yield
+
+    has_docs = settings.is_loopback or settings.public_docs
+    application = FastAPI(
+        title="Alameda",
+        version=service_version(),
+        description="Coding agents behind plain HTTP: ensure a session, prompt it, follow it, close it.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if has_docs else None,
+    )
+    install_handlers(application)
+    for router in (sessions.router, turns.router, permissions.router, operations.router):
+        application.include_router(router)
+    application.include_router(pages.router())
+    if has_docs:
+        application.include_router(docs_router())
+    install(application)
+    if settings.cors_origins:
+        application.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
+    application.add_middleware(
+        EdgeMiddleware,
+        allowed_hosts=settings.hosts,
+        allowed_origins=settings.cors_origins,
+        header_bytes=settings.limits.header_bytes,
+        body_bytes=settings.limits.body_bytes,
+        prompt_body_bytes=settings.limits.prompt_body_bytes,
+        json_depth=settings.limits.json_depth,
+        body_read_s=settings.timing.body_read_s,
+    )
+    return application
+
+
+class House:
+    """The running service, as the process that owns its signals needs it."""
+
+    def __init__(
+        self, rooms: Rooms, hosts: Hosts, tasks: TaskGroup, key_file: Path | None, drain_s: float
+    ) -> None:
+        self.rooms = rooms
+        self.key_file = key_file
+        """Where the first key lies; null if there is none to be found on this disk."""
+        self.postgres: EmbeddedPostgres | None = None
+        self._hosts = hosts
+        self._tasks = tasks
+        self._drain_s = drain_s
+        self._left = anyio.Event()
+        rooms.lifecycle.on_drain.append(self._begin_to_leave)
+
+    def _begin_to_leave(self) -> None:
+        self._tasks.start_soon(self._leave, name="leave")
+
+    async def _leave(self) -> None:
+        try:
+            await self._hosts.leave(self._drain_s)
+        finally:
+            self._left.set()
+
+    def announce(self, url: str) -> None:
+        """Tell other commands on this machine where we answer."""
+        if self.postgres is not None:
+            self.postgres.announce(url)
+
+    async def leave(self) -> None:
+        """Take no more work, and wait until every session was handed back."""
+        self.rooms.lifecycle.drain()
+        await self._left.wait()
+
+
+@asynccontextmanager
+async def open_house(settings: Settings) -> AsyncIterator[House]:
+    """Every room, joined; what is entered last leaves first."""
+    async with AsyncExitStack() as stack:
+        postgres: EmbeddedPostgres | None = None
+        if settings.database_url is None:
+            postgres = await stack.enter_async_context(
+                embedded_postgres(settings.data_dir, run_as=settings.database_user)
+            )
+            address = direct = Address(
+                arguments={
+                    "host": postgres.host,
+                    "port": postgres.port,
+                    "user": postgres.user,
+                    "password": postgres.password,
+                    "database": postgres.database,
+                }
+            )
+        else:
+            url = settings.database_url.get_secret_value()
+            own = settings.direct_database_url
+            direct = Address(arguments={"dsn": own.get_secret_value() if own else url})
+            address = Address(arguments={"dsn": url}, pooled=own is not None)
+        revision = await migrate(direct)
+        log.info("database_ready", embedded=postgres is not None, revision=revision)
+        bell = Bell()
+        database = Database(address, direct, bell, pool_size=settings.database_pool)
+        stack.push_async_callback(database.aclose)
+        house = await stack.enter_async_context(_furnished(settings, database, alone=postgres is not None))
+        house.postgres = postgres
+        yield house
+
+
+@asynccontextmanager
+async def _furnished(settings: Settings, database: Database, *, alone: bool) -> AsyncIterator[House]:
+    replica = f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-8:]}"
+    async with anyio.create_task_group() as tasks:
+        events = EventLog(database)
+        registry = build_registry(settings, tasks)
+        lifecycle = Lifecycle()
+        leases = Leases(database, replica, registry.names(), registry.mortal())
+        hosts = Hosts(
+            database, events, leases, registry, alone=alone, session_idle_s=settings.timing.session_idle_s
+        )
+        healths = Healths(database, registry, lifecycle, replica=replica, every_s=settings.timing.health_s)
+        keys = Keys(
+            database,
+            auth=settings.auth == "keys",
+            failures_per_minute=settings.limits.auth_failures_per_minute,
+        )
+        feed = Feed(
+            database,
+            events,
+            lifecycle,
+            heartbeat_s=settings.timing.heartbeat_s,
+            rotate_s=settings.timing.rotate_s,
+        )
+        rooms = Rooms(
+            sessions=Sessions(
+                database,
+                registry,
+                lifecycle,
+                ensure_s=settings.timing.ensure_s,
+                sessions_per_owner=settings.limits.sessions_per_owner,
+            ),
+            turns=Turns(
+                database,
+                registry,
+                lifecycle,
+                turns_per_owner=settings.limits.turns_per_owner,
+                queue_per_session=settings.limits.queue_per_session,
+            ),
+            permissions=Permissions(database),
+            feed=feed,
+            streams=Streams(per_key=settings.limits.streams_per_key, total=settings.limits.streams),
+            keys=keys,
+            healths=healths,
+            lifecycle=lifecycle,
+            version=service_version(),
+            embedded=alone,
+            send_timeout_s=settings.timing.send_s,
+        )
+        key_file = await first_key(settings, keys)
+        for name, run in (
+            ("appender", events.run),
+            ("bell", database.listen_for_ever),
+            ("feed", feed.run),
+            ("health", healths.run),
+        ):
+            tasks.start_soon(run, name=name)
+        tasks.start_soon(hosts.run, tasks, name="hosts")
+        house = House(rooms, hosts, tasks, key_file, settings.timing.drain_s)
+        try:
+            yield house
+        finally:
+            with anyio.move_on_after(settings.timing.drain_s + 4.0, shield=True):
+                await house.leave()
+                await healths.forget()
+            for backend in registry:
+                with anyio.move_on_after(3.0, shield=True):
+                    await backend.aclose()
+            tasks.cancel_scope.cancel()
+
+
+async def first_key(settings: Settings, keys: Keys) -> Path | None:
+    """See that there is a key: the operator's, the data directory's, or a new one that is put there."""
+    if settings.auth == "none":
+        return None
+    if settings.api_key is not None:
+        await keys.put(settings.api_key.get_secret_value(), Owner("default"), "ALAMEDA_API_KEY")
+        return None
+    path = settings.data_dir / KEY_FILE
+    if path.is_file():
+        text = path.read_text().strip()
+        if not await keys.knows(text) and not await keys.exist():
+            await keys.put(text, Owner("default"), "first key")
+        return path
+    if await keys.exist():
+        return None
+    _, text = await keys.make(Owner("default"), "first key", ALL_SCOPES)
+    settings.data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    return path
+
+
+def build_registry(settings: Settings, tasks: TaskGroup) -> Registry:
+    """Every configured backend, and the two that need no configuration: `paseo` and `demo`."""
+    configured = dict(settings.backends)
+    counted = set(configured)
+    if "paseo" not in configured:
+        configured["paseo"] = BackendSettings(
+            type="paseo", url=settings.paseo_url, password=settings.paseo_password
+        )
+        if "paseo_url" in settings.model_fields_set:
+            counted.add("paseo")
+    if "demo" not in configured:
+        configured["demo"] = BackendSettings(type="acp", command=tuple(COMMAND_LINE))
+    backends = [_backend(name, one, settings, tasks) for name, one in configured.items()]
+    return Registry(backends, default=settings.default_backend, counted=counted)
+
+
+def _backend(name: str, one: BackendSettings, settings: Settings, tasks: TaskGroup) -> Backend:
+    roots = one.roots or settings.allowed_roots
+    place = Place(filesystem=one.filesystem, default_cwd=one.default_cwd or roots[0], roots=roots)
+    match one.type:
+        case "acp":
+            return AcpBackend(
+                name, one.command, place, tasks, env=one.env, provider=one.provider, silence=LEASE_S
+            )
+        case "paseo":
+            assert one.url is not None
+            password = one.password.get_secret_value() if one.password else None
+            return PaseoBackend(name, str(one.url), password, place, one.provider or "opencode")

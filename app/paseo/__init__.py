@@ -1,0 +1,1 @@
+"""A client of the Paseo daemon; knows nothing of this service."""
