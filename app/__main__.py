@@ -14,6 +14,7 @@ import structlog
 import typer
 import uvicorn
 
+from app.api.edge import EdgeProtocol
 from app.main import House, create_app, service_version
 from app.settings import Settings, SettingsError, describe_settings, load_settings
 from app.store.datadir import EmbeddedPostgresError
@@ -121,7 +122,7 @@ async def _serve(settings: Settings) -> int:
     server = _Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=EdgeProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

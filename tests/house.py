@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from app.api.edge import EdgeProtocol
 from app.main import House as Service
 from app.main import create_app
 from app.settings import Limits, Settings, Timing
@@ -227,7 +228,7 @@ async def open_house(
     application = create_app(settings)
     config = uvicorn.Config(
         application,
-        http="httptools",
+        http=EdgeProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
