@@ -179,7 +179,9 @@ async def _furnished(settings: Settings, database: Database, *, alone: bool) -> 
         hosts = Hosts(
             database, events, leases, registry, alone=alone, session_idle_s=settings.timing.session_idle_s
         )
-        healths = Healths(database, registry, lifecycle, replica=replica, every_s=settings.timing.health_s)
+        healths = Healths(
+            database, registry, lifecycle, replica=replica, every_s=settings.timing.health_s, alone=alone
+        )
         keys = Keys(
             database,
             auth=settings.auth == "keys",

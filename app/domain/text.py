@@ -8,6 +8,9 @@ from msgspec import UNSET, Struct, UnsetType
 MAX_STRING = 64 * 1024
 """UTF-8 bytes of one string in a tool call's detail; a longer one keeps its head and its tail."""
 
+_CUT = "\n…\n"
+"""Stands where the middle was."""
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -31,14 +34,18 @@ class Cut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def shorten(text: str, limit: int = MAX_STRING) -> tuple[str, int | None]:
-    """`text` cut to its head and tail if it is over `limit` UTF-8 bytes, and its full size if it was cut."""
+    """`text` cut to its head and tail if it is over `limit` UTF-8 bytes, and its full size if it was cut.
+
+    What comes back is within `limit`: cutting it again changes nothing.
+    """
     if len(text) * 4 <= limit:
         return text, None
     encoded = text.encode(errors="replace")
     if len(encoded) <= limit:
         return text, None
-    head, tail = encoded[: limit // 2], encoded[-limit // 2 :]
-    return f"{head.decode(errors='ignore')}\n…\n{tail.decode(errors='ignore')}", len(encoded)
+    half = (limit - len(_CUT.encode())) // 2
+    head, tail = encoded[:half], encoded[-half:]
+    return head.decode(errors="ignore") + _CUT + tail.decode(errors="ignore"), len(encoded)
 
 
 def timestamp(at: datetime) -> str:

@@ -35,13 +35,22 @@ class Healths:
     """Looks at every backend, again and again, and says how things are."""
 
     def __init__(
-        self, database: Database, registry: Registry, lifecycle: Lifecycle, *, replica: str, every_s: float
+        self,
+        database: Database,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        *,
+        replica: str,
+        every_s: float,
+        alone: bool,
     ) -> None:
+        """`alone`: what other processes saw of this database's backends is of the past."""
         self._database = database
         self._registry = registry
         self._lifecycle = lifecycle
         self._replica = replica
         self._every_s = every_s
+        self._alone = alone
         self._seen: dict[str, Health] = {}
         self.started = time.monotonic()
         self.looked = anyio.Event()
@@ -49,6 +58,8 @@ class Healths:
 
     async def run(self) -> None:
         """Look until cancelled; what is seen is written down for every replica."""
+        if self._alone:
+            await self._forget(None)
         while True:
             await self.look()
             self.looked.set()
@@ -79,9 +90,12 @@ class Healths:
 
     async def forget(self) -> None:
         """This process is leaving: what it saw counts no more."""
+        await self._forget(self._replica)
+
+    async def _forget(self, replica: str | None) -> None:
         try:
             async with self._database.begin() as db:
-                await health.forget(db, self._replica)
+                await health.forget(db, replica)
         except DatabaseUnavailable:
             log.warning("health_not_forgotten")
 

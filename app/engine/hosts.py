@@ -160,7 +160,7 @@ class Hosts:
             with anyio.move_on_after(5.0, shield=True):
                 if not lost:
                     try:
-                        await self._leases.release(lease, wanted=again)
+                        await self._leases.release(lease, wanted=again or host.has_turns)
                     except DatabaseUnavailable:
                         log.warning("lease_not_released")
             if self._hosts.get(lease.session) is host:

@@ -99,6 +99,8 @@ class Keeper:
             await self._create(intent, "replaced")
             return
         if session.status == "active":
+            if session.agent_lost:
+                await self._hosted.change(agent_lost=False)
             await self._hosted.finish(intent, result={"how": "reused"})
         else:
             await self._opened(intent, "resumed")

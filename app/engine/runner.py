@@ -181,6 +181,7 @@ class Runner:
             self._hosted.look()
             return
         self.queue = [queued for queued in self.queue if queued.turn.id != turn.id]
+        await self._commit(Batch(events=[(None, event) for event in self._outside.close()]))
         self.run = Run(started, self._hosted.session.policy)
         await self._send()
 
@@ -370,7 +371,7 @@ class Runner:
             return
         option_id = response.option_id if response is not None else None
         waiting.sent = ("allowed" if allow else "denied", option_id, by, actor)
-        waiting.expires_at = None
+        expires_at, waiting.expires_at = waiting.expires_at, None
         answer = Answer(
             allow=allow,
             option_id=option_id,
@@ -383,8 +384,7 @@ class Runner:
         except BackendError as error:
             log.warning("answer_not_taken", error=type(error).__name__)
             waiting.sent = None
-            if by == "timeout":
-                waiting.expires_at = time.monotonic() + REPEAT_S
+            waiting.expires_at = time.monotonic() + REPEAT_S if by == "timeout" else expires_at
 
             async def reopen() -> None:
                 async with self._hosted.database.begin() as db:
@@ -401,12 +401,15 @@ class Runner:
 
     def next_clock(self) -> float:
         """When something is due even if nothing happens; monotonic."""
-        due = [time.monotonic() + 3600.0]
+        due = [time.monotonic() + 3600.0, *(queued.until for queued in self.queue)]
         run = self.run
         if run is not None:
-            due.append(run.started + run.turn.request.deadline_s)
-            if run.idle_clock_runs:
-                due.append(run.idle_since + run.turn.request.idle_timeout_s)
+            if run.stop is None and run.held is None:  # what is being ended already is not ended again
+                due.append(run.started + run.turn.request.deadline_s)
+                if run.idle_clock_runs:
+                    due.append(run.idle_since + run.turn.request.idle_timeout_s)
+                if self.leaving is not None:
+                    due.append(self.leaving)
             due += [waiting.expires_at for waiting in run.waiting.values() if waiting.expires_at is not None]
             if run.held is not None:
                 due.append(run.held[1])
@@ -414,10 +417,8 @@ class Runner:
                 due.append(run.stop.until)
             if self._retry_at is not None:
                 due.append(self._retry_at)
-            if self.leaving is not None:
-                due.append(self.leaving)
         elif self.queue and self.leaving is None:
-            due += [max(self._settled_at, self._postponed_until), *(queued.until for queued in self.queue)]
+            due.append(max(self._settled_at, self._postponed_until))
         return min(due)
 
     async def tick(self) -> None:

@@ -212,9 +212,14 @@ class Sessions:
     ) -> Ensured:
         """Wait until the session's agent is there; re-bind, compare and change what the request says."""
         if not made and session.agent_session_id is not None:
-            session = await self._settle_differences(caller, request, session)
+            _refuse_differences(request, session)
         backend = self._registry.get(session.backend)
-        live = session.status == "active" and session.host_is_alive and session.agent_session_id is not None
+        live = (
+            session.status == "active"
+            and session.host_is_alive
+            and session.agent_session_id is not None
+            and not session.agent_lost
+        )
         how: Any = "reused"
         up = True
         if not live:
@@ -232,6 +237,10 @@ class Sessions:
             found = await sessions.by_key(db, session.key)
         if found is None or found.agent_session_id is None:
             raise SessionNotFound
+        if not made and session.agent_session_id is None:  # it was being made when we came
+            _refuse_differences(request, found)
+        if not made and request.if_exists == "update":
+            found = await self._update(caller, request, found)
         if request.session_id is not None and found.session_id != request.session_id:
             found = await self._rebind(caller.owner, found, request.session_id)
             how = "rebound" if how == "reused" else how
@@ -258,34 +267,16 @@ class Sessions:
         async with self._database.begin() as db:
             return await health.is_up(db, backend) is not False
 
-    async def _settle_differences(
-        self, caller: Principal, request: EnsureRequest, session: Session
-    ) -> Session:
-        if session.status == "closing":
-            raise SessionIsClosed
-        if request.if_exists == "reject" and session.status != "closed":
-            raise SessionExists
-        fields = [
-            name
-            for name in ("backend", "provider")
-            if getattr(request, name) not in (None, getattr(session, name))
-        ]
-        if request.cwd is not None and request.cwd not in (session.requested_cwd, session.cwd):
-            fields.append("cwd")
-        if fields:
-            raise SessionConflict(fields=fields)
-        if request.if_exists == "update":
-            change = SessionChange(
-                model=request.model,
-                mode=request.mode,
-                thinking=request.thinking,
-                title=request.title,
-                labels=request.labels,
-                permission_policy=request.permission_policy,
-            )
-            if session.status == "active":
-                return await self.change(caller, session.session_id, change)
-        return session
+    async def _update(self, caller: Principal, request: EnsureRequest, session: Session) -> Session:
+        change = SessionChange(
+            model=request.model,
+            mode=request.mode,
+            thinking=request.thinking,
+            title=request.title,
+            labels=request.labels,
+            permission_policy=request.permission_policy,
+        )
+        return await self.change(caller, session.session_id, change)
 
     async def _rebind(self, owner: Owner, session: Session, session_id: SessionId) -> Session:
         """Give the session its new name; from now on the old one is unknown, and its numbers are kept."""
@@ -482,6 +473,23 @@ class Sessions:
             await sessions.erase(db, session.key)
             await sessions.want(db, session.key)
         log.info("session_erased", session_id=session_id)
+
+
+def _refuse_differences(request: EnsureRequest, session: Session) -> None:
+    """Refuse what a session that is there cannot be, or must not be."""
+    if session.status == "closing":
+        raise SessionIsClosed
+    if request.if_exists == "reject" and session.status != "closed":
+        raise SessionExists
+    fields = [
+        name
+        for name in ("backend", "provider")
+        if getattr(request, name) not in (None, getattr(session, name))
+    ]
+    if request.cwd is not None and request.cwd not in (session.requested_cwd, session.cwd):
+        fields.append("cwd")
+    if fields:
+        raise SessionConflict(fields=fields)
 
 
 def _require_admin(caller: Principal) -> None:

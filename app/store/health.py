@@ -37,9 +37,10 @@ async def is_up(db: AsyncSession, backend: str) -> bool | None:
     )
 
 
-async def forget(db: AsyncSession, replica: str) -> None:
-    """Delete what this replica saw: it is leaving."""
-    await db.execute(delete(BackendHealthRow).where(BackendHealthRow.replica == replica))
+async def forget(db: AsyncSession, replica: str | None) -> None:
+    """Delete what this replica saw: it is leaving. Null: whatever any replica saw."""
+    query = delete(BackendHealthRow)
+    await db.execute(query if replica is None else query.where(BackendHealthRow.replica == replica))
 
 
 async def drains(db: AsyncSession) -> set[str]:

@@ -44,6 +44,7 @@ let behindSince = null;
 let limit = PAGE;
 let refreshTimer = null;
 let isRefreshing = false;
+let isStale = false;
 
 /** Backends by name. */
 let backends = new Map();
@@ -174,6 +175,7 @@ function schedule() {
 }
 
 function refreshSoon() {
+  isStale = isRefreshing; // what is on its way may have been answered already
   clearTimeout(refreshTimer);
   refreshTimer = setTimeout(refresh, 250);
 }
@@ -195,7 +197,8 @@ async function refresh() {
     // Anything else passes, and the state of the stream says what there is to say.
   } finally {
     isRefreshing = false;
-    schedule();
+    if (isStale) refreshSoon();
+    else schedule();
   }
 }
 
@@ -407,7 +410,9 @@ let facts = {};
 function showFacts(changed) {
   facts = { ...facts, ...changed };
   const { agent, backend, cwd, model, mode, thinking, usage } = facts;
-  const shown = [agent === backend ? agent : [agent, backend].filter(Boolean).join(" on "), cwd, model, mode, thinking];
+  const shown = [agent === backend ? agent : [agent, backend].filter(Boolean).join(" on "), cwd, model];
+  if (mode) shown.push(`mode ${mode}`);
+  if (thinking) shown.push(`thinking ${thinking}`);
   if (usage) {
     const { input_tokens: read, output_tokens: made, cost_usd: cost } = usage;
     const { context_window_used: used, context_window_max: most } = usage;

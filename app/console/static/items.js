@@ -217,10 +217,16 @@ const isEmpty = (value) =>
 /** A labelled block of text as it is, each blank in place. */
 export function pre(label, text, className = "", read = undefined) {
   const view = new TextView("pre", className, read);
-  view.body.tabIndex = 0; // it scrolls, so that the keyboard has to reach it
-  view.body.setAttribute("aria-label", label);
+  makeScrollable(view.body, label);
   view.set(String(text));
   return node("figure", "block", node("figcaption", "muted", label), view.element);
+}
+
+/** What scrolls has to be reached by the keyboard, and to have a name there. */
+function makeScrollable(element, label) {
+  element.tabIndex = 0;
+  element.setAttribute("role", "group");
+  element.setAttribute("aria-label", label);
 }
 
 function diff({ diff: unified, old_text: before, new_text: after }) {
@@ -229,8 +235,7 @@ function diff({ diff: unified, old_text: before, new_text: after }) {
     return pre("Diff", lines.join("\n"), "", exact);
   }
   const body = node("pre", "diff");
-  body.tabIndex = 0;
-  body.setAttribute("aria-label", "Diff");
+  makeScrollable(body, "Diff");
   for (const text of lines) {
     const row = node("span", "", `${exact(text)}\n`);
     if (/^[-+](?!--|\+\+)/.test(text)) row.className = text[0] === "+" ? "added" : "removed";

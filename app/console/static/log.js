@@ -63,11 +63,6 @@ export class Log {
     this.#add(new Line(words, { tone }));
   }
 
-  /** Whether a permission waits for an answer. */
-  get isAsking() {
-    return this.#items.some((item) => item.isPending === true);
-  }
-
   /** Take an event in; each must come once and in order. Types that are not known change nothing. */
   take({ type, turn_id: turn, at, data }) {
     switch (type) {

@@ -13,6 +13,7 @@ export class Permission {
   /** The data of the event that ended it, null as long as it waits. */
   resolution = null;
   #buttons = [];
+  #hasAnswered = false;
 
   constructor(data, at) {
     Object.assign(this, { data, at });
@@ -31,6 +32,9 @@ export class Permission {
       setBadge(this.status, outcome, outcome);
       this.by.textContent = line(`${label ? `“${label}”, ` : ""}by ${by.replaceAll("_", " ")}`);
       this.form.hidden = true;
+      // The keyboard's user pressed a button that is gone now.
+      if (this.#hasAnswered) this.element.focus({ preventScroll: true });
+      this.#hasAnswered = false;
     }
     return this.element;
   }
@@ -42,6 +46,7 @@ export class Permission {
     const what = { tool: "Permission", plan: "Plan", question: "Question", mode: "Mode" }[kind] ?? "Permission";
     const head = node("p", "item-head", node("span", "who", what), this.status, this.by, clock(this.at));
     const element = node("li", "item permission", head);
+    element.tabIndex = -1;
     // A form with one question usually has it as its title as well.
     if (questions.length === 1 && questions[0].question === title) element.classList.add("titled-by-question");
     const name = new TextView("p", "text title", exact);
@@ -110,11 +115,13 @@ export class Permission {
 
   async #respond(answer) {
     this.#enable(false);
+    this.#hasAnswered = true;
     this.failure.textContent = "";
     try {
       await request("POST", url("permissions", this.data.permission_id, "respond"), answer);
     } catch (problem) {
-      this.failure.textContent = problem.message;
+      this.#hasAnswered = false;
+      this.failure.textContent = line(problem.message, 1000);
       this.#enable(true);
     }
   }
