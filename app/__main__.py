@@ -7,19 +7,20 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import structlog
 import typer
 import uvicorn
 
-from app.api.edge import EdgeProtocol
-from app.main import House, create_app, service_version
+from app.command.line import EXIT_CODES, doctor, keys, prompt
 from app.settings import Settings, SettingsError, describe_settings, load_settings
-from app.store.datadir import EmbeddedPostgresError
-from app.store.migrations import MigrationLockTimeout, migrate
 from app.telemetry import set_up_logging
+
+# The house itself is imported where it is opened: the client commands answer in a third of the time.
+if TYPE_CHECKING:
+    from app.main import House
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,8 @@ def _settings(**arguments: Any) -> Settings:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from app.main import service_version
+
         typer.echo(f"alameda {service_version()}")
         raise typer.Exit
 
@@ -92,6 +95,9 @@ def serve(
         host=host, port=port, data_dir=data_dir.absolute() if data_dir else None, config=config
     )
     set_up_logging(settings.log_level, settings.log_format)
+    from app.store.datadir import EmbeddedPostgresError
+    from app.store.migrations import MigrationLockTimeout
+
     try:
         code = _run(settings)
     except* (EmbeddedPostgresError, MigrationLockTimeout, OSError) as group:
@@ -117,6 +123,9 @@ def _run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
+    from app.api.edge import EdgeProtocol
+    from app.main import create_app
+
     listener = _listen(settings)
     application = create_app(settings)
     server = _Server(
@@ -166,7 +175,7 @@ async def _serve(settings: Settings) -> int:
 
 
 async def _serve_house(
-    settings: Settings, house: House, server: _Server, listener: socket.socket, stop: anyio.Event
+    settings: Settings, house: "House", server: _Server, listener: socket.socket, stop: anyio.Event
 ) -> None:
     url = _url(settings, listener)
     house.announce(url)
@@ -185,8 +194,10 @@ async def _serve_house(
         tasks.cancel_scope.cancel()
 
 
-async def _greet(house: House, url: str) -> None:
+async def _greet(house: "House", url: str) -> None:
     """Say where we are and how things stand."""
+    from app.main import service_version
+
     with anyio.move_on_after(LOOK_S):
         await house.rooms.healths.looked.wait()
     lines = [f"Alameda {service_version()} answers at {url}", f"  console   {_console(house, url)}"]
@@ -199,7 +210,7 @@ async def _greet(house: House, url: str) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _console(house: House, url: str) -> str:
+def _console(house: "House", url: str) -> str:
     """The console's address; on a terminal with the key, which the page takes out of the address bar."""
     if house.key_file is None or not sys.stdout.isatty():
         return f"{url}/console"
@@ -245,6 +256,7 @@ def run_migrations() -> None:
         )
         raise typer.Exit(2)
     from app.store.database import Address
+    from app.store.migrations import MigrationLockTimeout, migrate
 
     try:
         revision = asyncio.run(migrate(Address(arguments={"dsn": own.get_secret_value()})))
@@ -252,6 +264,11 @@ def run_migrations() -> None:
         typer.echo(f"alameda: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"the schema is at revision {revision}")
+
+
+commands.command(epilog=EXIT_CODES)(prompt)
+commands.add_typer(keys, name="keys")
+commands.command()(doctor)
 
 
 def main() -> None:
