@@ -55,7 +55,7 @@ function operation(path, method, of) {
   const body = Object.values(of.requestBody?.content ?? {})[0];
   const responses = Object.entries(of.responses ?? {}).map(([status, it]) => {
     const [type, content] = Object.entries(it.content ?? {})[0] ?? [];
-    return row(code(status), it.description, type?.includes("problem") ? "" : words(content?.schema ?? {}), type);
+    return row(code(status), it.description, content && !type.includes("problem") ? words(content.schema) : "", type);
   });
   return element(
     "details",

@@ -213,6 +213,7 @@ def internal_error(*, instance: str, request_id: str | None = None) -> Response:
 
 def install_handlers(app: FastAPI) -> None:
     """Make every error of the application a problem."""
+    app.router.redirect_slashes = False  # a trailing slash makes another path, which is a problem too
     app.exception_handler(DomainError)(_on_domain_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_http_error)

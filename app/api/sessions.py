@@ -50,7 +50,7 @@ SessionPath = Annotated[
 ]
 ListLimit = Annotated[int, Query(ge=1, le=200)]
 ListCursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
-FilterText = Annotated[str | None, Query(max_length=200)]
+FilterText = Annotated[str | None, Query(max_length=200, pattern="^[^\x00]*$")]
 
 _ENSURE_PROBLEMS = problems(
     SessionConflict,

@@ -42,17 +42,30 @@ class StreamRequest:
 
     rooms: Rooms
     request: Request
-    token: str | None
+    principal: Principal | None
+    """Whoever holds the key; null where a ticket is used."""
     ticket: str | None
     cursor: Cursor
     types: str | None
     deltas: bool
 
 
+async def _key_holder(
+    request: Request, rooms: RoomsDep, credentials: Credentials, ticket: TicketQuery = None
+) -> Principal | None:
+    if ticket is not None:
+        return None
+    token = credentials.credentials if credentials else None
+    principal = await rooms.keys.authenticate(token, address(request))
+    if "read" not in principal.scopes:
+        raise Forbidden(scope="read")
+    return principal
+
+
 async def _stream_request(
     request: Request,
     rooms: RoomsDep,
-    credentials: Credentials,
+    principal: Annotated[Principal | None, Depends(_key_holder)],
     last_event_id: LastEventId = None,
     after: After = None,
     starting_after: StartingAfter = None,
@@ -64,7 +77,7 @@ async def _stream_request(
     return StreamRequest(
         rooms=rooms,
         request=request,
-        token=credentials.credentials if credentials else None,
+        principal=principal,
         ticket=ticket,
         cursor=parse_cursor(last_event_id, after if after is not None else starting_after, from_),
         types=types,
@@ -85,15 +98,11 @@ class Opener:
 
 async def _admit(asked: StreamRequest, target: str) -> Opener:
     """Find out who asks; refuse what may not be opened now."""
-    keys = asked.rooms.keys
-    if asked.ticket is not None:
-        used = await keys.redeem(asked.ticket, target, address(asked.request))
-        opener = Opener(used.principal, used)
+    if asked.principal is not None:
+        opener = Opener(asked.principal)
     else:
-        principal = await keys.authenticate(asked.token, address(asked.request))
-        if "read" not in principal.scopes:
-            raise Forbidden(scope="read")
-        opener = Opener(principal)
+        used = await asked.rooms.keys.redeem(asked.ticket or "", target, address(asked.request))
+        opener = Opener(used.principal, used)
     if asked.rooms.lifecycle.draining:
         raise Draining
     asked.rooms.streams.check(opener.principal)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from app.domain.details import Detail
 from app.domain.events import (
     CompactionUpdated,
+    Delivered,
     ErrorCode,
     Location,
     Notice,
@@ -124,14 +125,15 @@ class TurnBroke:
     code: ErrorCode
     message: str
     retriable: bool = False
-    delivered: Literal["yes", "no", "unknown"] = "yes"
+    delivered: Delivered = "yes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnUnknown:
-    """The backend can no longer tell how the turn ended."""
+    """The backend can no longer tell how the turn ended; `delivered` is what it knows of the prompt."""
 
     cause: str
+    delivered: Delivered = "yes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,19 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRestored:
-    """The link is back, and what happened meanwhile has been told."""
+    """The link is back, and what happened meanwhile has been told.
+
+    `pending` are the requests that still wait there; any other was answered while nobody looked.
+    """
+
+    pending: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignActivity:
+    """Somebody else keeps the agent busy, or no longer does."""
+
+    busy: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +190,7 @@ Signal: TypeAlias = (
     | AgentDied
     | LinkLost
     | LinkRestored
+    | ForeignActivity
     | Gap
     | CompactionUpdated
     | Notice

@@ -13,6 +13,8 @@ from msgspec import UNSET
 
 from app.domain.details import Unknown, bounded
 from app.domain.events import (
+    BackendDisconnected,
+    BackendReconnected,
     CancelCause,
     CancelOutcome,
     Delivered,
@@ -39,6 +41,7 @@ from app.domain.ids import PermissionId, new_permission_id
 from app.domain.sessions import PermissionPolicy
 from app.domain.signals import (
     AgentDied,
+    ForeignActivity,
     LinkLost,
     LinkRestored,
     PermissionAsked,
@@ -166,8 +169,9 @@ class Run:
         if self.is_over and not isinstance(signal, PermissionSettled):
             return told
         self.idle_since = self._now()
-        self.last_event_at = datetime.now(UTC)
-        self.delivered = "yes"
+        if not isinstance(signal, LinkLost | LinkRestored | TurnBroke | TurnUnknown):
+            self.last_event_at = datetime.now(UTC)
+            self.delivered = "yes"
         match signal:
             case PermissionAsked():
                 self._ask(signal, told)
@@ -178,14 +182,13 @@ class Run:
             case AgentDied():
                 self.expire_all(told)
             case LinkLost(cause=cause):
-                if self.status in (TurnStatus.RUNNING, TurnStatus.REQUIRES_ACTION):
-                    self.status = advance(self.status, Step.LOSE)
-                    told.events.append(TurnReconciling(cause=cause))
-            case LinkRestored():
-                if self.status is TurnStatus.RECONCILING:
-                    self.status = advance(self.status, Step.REGAIN)
-                    told.events.append(TurnResumed(cause="reconciled"))
-                    self._require_action(told)
+                told.events.append(BackendDisconnected(cause=cause))
+                self.lose_sight(cause, told)
+            case LinkRestored(pending=pending):
+                told.events.append(BackendReconnected())
+                self._regain(pending, told)
+            case ForeignActivity():
+                pass
             case _:
                 if isinstance(signal, Usage):
                     self.usage = signal.usage
@@ -209,6 +212,20 @@ class Run:
         self.waiting.clear()
         self.status = advance(self.status, ending(terminal))
         told.events.append(terminal)
+
+    def lose_sight(self, cause: str, told: Told) -> None:
+        """Nobody can see at this moment how the turn goes on."""
+        if self.status in (TurnStatus.RUNNING, TurnStatus.REQUIRES_ACTION):
+            self.status = advance(self.status, Step.LOSE)
+            told.events.append(TurnReconciling(cause=cause))
+
+    def _regain(self, pending: frozenset[str], told: Told) -> None:
+        for request in [request for request in self.waiting if request not in pending]:
+            self._settle(request, "unknown", None, told)  # answered while nobody looked
+        if self.status is TurnStatus.RECONCILING:
+            self.status = advance(self.status, Step.REGAIN)
+            told.events.append(TurnResumed(cause="reconciled"))
+            self._require_action(told)
 
     def expire_all(self, told: Told) -> None:
         """The agent that asked is gone: nobody can answer any more."""
@@ -254,7 +271,8 @@ class Run:
                     return self._stopped_by_ladder()
                 error = Error(code=code, message=clean(message), retriable=retriable)
                 return TurnFailed(error=error, delivered=delivered)
-            case TurnUnknown(cause=cause):
+            case TurnUnknown(cause=cause, delivered=delivered):
+                self.delivered = delivered
                 return self.lost(cause)
 
     def _stopped_by_ladder(self) -> Terminal:

@@ -218,6 +218,8 @@ class Runner:
         attempt = turn.attempt + 1
         async with self._hosted.database.begin() as db:
             session = await self._hosted.locked(db)
+            if turn.status is TurnStatus.QUEUED and session.status != "active":
+                return None  # it was closed meanwhile, and its queue is cancelled
             if await turns.start(db, turn, attempt=attempt, generation=self._hosted.lease.generation):
                 event = TurnStarted(attempt=attempt, prompt=turn.request.prompt)
                 await eventlog.record(db, session.key, [eventlog.draft(session.session_id, turn.id, event)])
