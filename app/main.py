@@ -291,4 +291,4 @@ def _backend(name: str, one: BackendSettings, settings: Settings, tasks: TaskGro
         case "paseo":
             assert one.url is not None
             password = one.password.get_secret_value() if one.password else None
-            return PaseoBackend(name, str(one.url), password, place, one.provider or "opencode")
+            return PaseoBackend(name, str(one.url), password, place, one.provider or "opencode", tasks)

@@ -290,6 +290,19 @@ class _File(PydanticBaseSettingsSource):
         return content
 
 
+def _variable(loc: tuple[int | str, ...]) -> str:
+    """The name by which a person sets what stands at `loc`: a variable, or a table of the file."""
+    if not loc:
+        return ""
+    first, *rest = loc
+    name = str(first)
+    if name == "backends":
+        return ".".join(map(str, loc))
+    variable = name if name.isupper() else f"ALAMEDA_{name.upper()}"
+    inner = [part.upper() for part in rest if isinstance(part, str)] if name in ("limits", "timing") else []
+    return "__".join([variable, *inner])
+
+
 class SettingsError(Exception):
     """A setting is wrong; the message names it and says what would be right."""
 
@@ -326,8 +339,6 @@ def load_settings(**arguments: Any) -> Settings:
     except ValidationError as error:
         lines = []
         for item in error.errors(include_input=False, include_url=False):
-            name = ".".join(map(str, item["loc"]))
-            if name and not name.isupper() and "." not in name:
-                name = f"ALAMEDA_{name.upper()}"
+            name = _variable(item["loc"])
             lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}" if name else item["msg"])
         raise SettingsError("\n".join(lines)) from None

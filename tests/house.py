@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,8 @@ async def open_house(
         timing=timing or Timing(health_s=1.0, drain_s=1.0),
         **more,
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    stack = AsyncExitStack()
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     application = create_app(settings)
     config = uvicorn.Config(
@@ -238,6 +239,7 @@ async def open_house(
     server = _Server(config)
     limit = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     async with (
+        stack,
         application.router.lifespan_context(application),
         anyio.create_task_group() as tasks,
         httpx.AsyncClient(

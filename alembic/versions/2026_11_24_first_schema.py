@@ -41,6 +41,8 @@ def upgrade() -> None:
             server_default=sa.text("'{}'"),
             nullable=False,
         ),
+        sa.Column("worktree", postgresql.JSON(astext_type=sa.Text()), nullable=True),
+        sa.Column("provider_session_id", sa.Text(), nullable=True),
         sa.Column(
             "labels", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False
         ),

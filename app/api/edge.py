@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 LINGER_S = 2.0
 """Seconds in which a refused client may finish sending, so that it reads the refusal and not a reset."""
-LINGER_BYTES = 4 * 1024 * 1024
+LINGER_BYTES = 16 * 1024 * 1024
 """Bytes that are thrown away meanwhile; past it the connection is cut."""
 HEAD_BYTES = 64 * 1024
 """Bytes of a request's head that are kept while it has not ended; the exact limit is the middleware's."""

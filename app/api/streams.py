@@ -1,6 +1,6 @@
 """The stream routes' common part: who opens it, from which cursor, and what a refusal looks like."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,9 +16,9 @@ from app.domain.errors import (
     Forbidden,
     TooManyStreams,
 )
-from app.domain.ids import SessionId, TurnId
+from app.domain.ids import Owner, SessionId, TurnId
 from app.domain.keys import Principal
-from app.engine.feed import OWNER_DEFAULT, Cursor, FeedStep, Filter, Following, parse_cursor
+from app.engine.feed import OWNER_DEFAULT, Cursor, FeedStep, Filter, Following, Patience, parse_cursor
 from app.engine.keys import Pass
 
 LastEventId = Annotated[str | None, Header(description="The last `id` seen: the stream goes on after it.")]
@@ -42,30 +42,40 @@ class StreamRequest:
 
     rooms: Rooms
     request: Request
-    principal: Principal | None
-    """Whoever holds the key; null where a ticket is used."""
+    holder: "KeyHolder"
     ticket: str | None
     cursor: Cursor
     types: str | None
     deltas: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """Whoever holds the key; `principal` is null where a ticket is used."""
+
+    principal: Principal | None
+    patience: Patience
+    keys_version: int
+    """What the feed knew of the keys before anybody was recognised: a later change is looked at."""
+
+
 async def _key_holder(
     request: Request, rooms: RoomsDep, credentials: Credentials, ticket: TicketQuery = None
-) -> Principal | None:
+) -> KeyHolder:
+    patience, version = Patience(), rooms.feed.keys_version
     if ticket is not None:
-        return None
+        return KeyHolder(None, patience, version)
     token = credentials.credentials if credentials else None
-    principal = await rooms.keys.authenticate(token, address(request))
+    principal = await patience.wait_for(lambda: rooms.keys.authenticate(token, address(request)))
     if "read" not in principal.scopes:
         raise Forbidden(scope="read")
-    return principal
+    return KeyHolder(principal, patience, version)
 
 
 async def _stream_request(
     request: Request,
     rooms: RoomsDep,
-    principal: Annotated[Principal | None, Depends(_key_holder)],
+    holder: Annotated[KeyHolder, Depends(_key_holder)],
     last_event_id: LastEventId = None,
     after: After = None,
     starting_after: StartingAfter = None,
@@ -77,7 +87,7 @@ async def _stream_request(
     return StreamRequest(
         rooms=rooms,
         request=request,
-        principal=principal,
+        holder=holder,
         ticket=ticket,
         cursor=parse_cursor(last_event_id, after if after is not None else starting_after, from_),
         types=types,
@@ -97,11 +107,13 @@ class Opener:
 
 
 async def _admit(asked: StreamRequest, target: str) -> Opener:
-    """Find out who asks; refuse what may not be opened now."""
-    if asked.principal is not None:
-        opener = Opener(asked.principal)
+    """Find out who asks; refuse what may not be opened now. A ticket is not used up by a refusal."""
+    keys, holder = asked.rooms.keys, asked.holder
+    if holder.principal is not None:
+        opener = Opener(holder.principal)
     else:
-        used = await asked.rooms.keys.redeem(asked.ticket or "", target, address(asked.request))
+        ticket = asked.ticket or ""
+        used = await holder.patience.wait_for(lambda: keys.redeem(ticket, target, address(asked.request)))
         opener = Opener(used.principal, used)
     if asked.rooms.lifecycle.draining:
         raise Draining
@@ -119,57 +131,67 @@ def _refused(asked: StreamRequest, error: DomainError) -> Response:
 
 async def stream_session(asked: StreamRequest, session_id: str) -> Response:
     """The stream of one session."""
-    try:
-        opener = await _admit(asked, f"session:{session_id}")
-        following = await asked.rooms.feed.open_session(
-            opener.principal.owner,
-            SessionId(session_id),
-            asked.cursor,
-            Filter.parse(asked.types, deltas=asked.deltas),
-        )
-    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
-        return _refused(asked, error)
-    return _answer(asked.rooms, opener, following)
+    shown = Filter.parse(asked.types, deltas=asked.deltas)
+
+    async def follow(owner: Owner) -> Following:
+        return await asked.rooms.feed.open_session(owner, SessionId(session_id), asked.cursor, shown)
+
+    return await _open(asked, f"session:{session_id}", follow)
 
 
 async def stream_turn(asked: StreamRequest, turn_id: str) -> Response:
     """The stream of one turn."""
-    try:
-        opener = await _admit(asked, f"turn:{turn_id}")
-        following = await asked.rooms.feed.open_turn(
-            opener.principal.owner,
-            TurnId(turn_id),
-            asked.cursor,
-            Filter.parse(asked.types, deltas=asked.deltas, turn=TurnId(turn_id)),
-        )
-    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
-        return _refused(asked, error)
-    return _answer(asked.rooms, opener, following)
+    shown = Filter.parse(asked.types, deltas=asked.deltas, turn=TurnId(turn_id))
+
+    async def follow(owner: Owner) -> Following:
+        return await asked.rooms.feed.open_turn(owner, TurnId(turn_id), asked.cursor, shown)
+
+    return await _open(asked, f"turn:{turn_id}", follow)
 
 
 async def stream_owner(asked: StreamRequest, project_id: str | None) -> Response:
     """The live stream over all of the owner's sessions."""
-    try:
-        opener = await _admit(asked, "all")
-    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
-        return _refused(asked, error)
     shown = (
         Filter.parse(asked.types, deltas=asked.deltas)
         if asked.types is not None
         else Filter(types=OWNER_DEFAULT, deltas=asked.deltas)
     )
     rooms = asked.rooms
+    try:
+        opener = await _admit(asked, "all")
+        await _use(asked, opener)
+    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
+        return _refused(asked, error)
+    check = rooms.keys.check(opener.principal, opener.used)
     steps = rooms.feed.follow_owner(
-        opener.principal.owner, project_id, shown, rooms.keys.check(opener.principal, opener.used)
+        opener.principal.owner, project_id, shown, check, asked.holder.keys_version
     )
     return _respond(rooms, opener, steps, None)
 
 
-def _answer(rooms: Rooms, opener: Opener, following: Following) -> Response:
-    if following.is_at_end:
-        return Response(status_code=204, headers={"Cache-Control": "no-store"})
-    steps = rooms.feed.follow(following, rooms.keys.check(opener.principal, opener.used))
+async def _open(
+    asked: StreamRequest, target: str, follow: Callable[[Owner], Awaitable[Following]]
+) -> Response:
+    """Open the stream that `follow` finds; identifying, finding and opening share one patience."""
+    rooms = asked.rooms
+    try:
+        opener = await _admit(asked, target)
+        following = await asked.holder.patience.wait_for(lambda: follow(opener.principal.owner))
+        if following.is_at_end:
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        await _use(asked, opener)
+    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
+        return _refused(asked, error)
+    check = rooms.keys.check(opener.principal, opener.used)
+    steps = rooms.feed.follow(following, check, keys_version=asked.holder.keys_version)
     return _respond(rooms, opener, steps, following.session_id)
+
+
+async def _use(asked: StreamRequest, opener: Opener) -> None:
+    """From here on nothing refuses the stream: an older one of the same ticket is superseded."""
+    used = opener.used
+    if used is not None:
+        await asked.holder.patience.wait_for(lambda: asked.rooms.keys.use(used))
 
 
 def _respond(

@@ -94,7 +94,8 @@ def _wait(prefer: str | None) -> float:
 async def _stream_answer(rooms: Rooms, caller: Principal, turn: Turn, *, replayed: bool) -> EventStream:
     """The turn's own stream as the answer of the prompt: the same events as on its GET."""
     following = await rooms.feed.open_turn(caller.owner, turn.id, "start", Filter(turn=turn.id))
-    steps = rooms.feed.follow(following, rooms.keys.check(caller), rotates=False)
+    check, version = rooms.keys.check(caller), rooms.feed.keys_version
+    steps = rooms.feed.follow(following, check, keys_version=version, rotates=False)
     headers = {"Location": f"/v1/turns/{turn.id}", "Content-Location": f"/v1/turns/{turn.id}/events/stream"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"

@@ -128,6 +128,10 @@ class AgentSpec:
     system_prompt: str | None = None
     mcp_servers: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    worktree: Mapping[str, Any] | None = None
+    """`branch` and `base` of a git worktree to be made for the agent."""
+    provider_session_id: str | None = None
+    """A session of the provider to be adopted instead of making one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

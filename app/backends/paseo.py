@@ -1,91 +1,233 @@
-"""The backend type `paseo`, as far as it goes: whether a daemon answers, and why it is of no use yet."""
+"""The backend type `paseo`: a daemon that runs Claude Code, Codex, OpenCode and others, by its WebSocket."""
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
-import httpx
+import anyio
+from anyio.abc import TaskGroup
 
-from app.backends.base import Agent, AgentSpec, BackendUnavailable, Capabilities, Health, Place, Provider
+from app.backends.base import (
+    Agent,
+    AgentLost,
+    AgentSpec,
+    BackendError,
+    BackendRejected,
+    BackendUnavailable,
+    Capabilities,
+    Choice,
+    Health,
+    OutcomeUnknown,
+    Place,
+    Provider,
+    ProviderNotFound,
+)
+from app.backends.paseo_agent import PaseoAgent
 from app.domain.signals import Cursor
+from app.paseo import errors, snapshots
+from app.paseo.address import Address
+from app.paseo.client import PaseoClient
+from app.paseo.dialing import Options
+from app.paseo.errors import PaseoError, Reason
+from app.paseo.versions import support
 
-LOOK_S = 4.0
-"""Seconds that a daemon has to answer."""
+KEY_LABEL = "alameda_key"
+"""The label by which an agent of ours is found again; the others are for people."""
+ORIGIN = {"origin": "alameda"}
+LINK_WAIT_S = 5.0
+"""Seconds that a request waits for a link that is being dialled."""
+_GONE = (Reason.AGENT_NOT_FOUND, Reason.CANNOT_RESUME)
 
 
 class PaseoBackend:
-    """A Paseo daemon. This version looks at it and says so; it cannot hold its agents yet."""
+    """Implements `Backend`. One link for all agents; `start` keeps it."""
 
     type = "paseo"
-    capabilities = Capabilities(permissions=False, settings=False, attachments=frozenset())
+    capabilities = Capabilities(
+        attachments=frozenset({"image", "text"}),
+        system_prompt=True,
+        mcp_servers=True,
+        worktrees=True,
+        imports=True,
+        survives_host=True,
+        replays=True,
+    )
 
-    def __init__(self, name: str, url: str, password: str | None, place: Place, provider: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        password: str | None,
+        place: Place,
+        provider: str,
+        tasks: TaskGroup,
+        *,
+        options: Options | None = None,
+    ) -> None:
+        """`tasks` runs the link and the agents' tasks.
+
+        Raises:
+            PaseoError: the password cannot be one, or the address is none.
+        """
         self.name = name
         self.place = place
         self.default_provider = provider
-        self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {password}"} if password else {}
+        self._tasks = tasks
+        self._client = PaseoClient(Address.parse(url), password, options=options)
+        self._scope = anyio.CancelScope()
+        tasks.start_soon(self._serve, name=f"paseo link {name}")
+
+    async def _serve(self) -> None:
+        with self._scope:
+            await self._client.serve()
 
     async def health(self) -> Health:
-        """Ask the daemon for its status; never raises."""
+        """How the link is, and whether the daemon answers over it; never raises."""
+        link = self._client.link
+        if not link.is_up:
+            self._client.redial()
+            return Health(up=False, detail=link.error or "the daemon is being dialled")
+        version = link.server.version if link.server is not None else None
         started = time.monotonic()
         try:
-            async with httpx.AsyncClient(timeout=LOOK_S, trust_env=False, headers=self._headers) as client:
-                answer = await client.get(f"{self._url}/api/status")
-        except httpx.HTTPError as error:
-            cure = f"start the daemon (`paseo daemon start`) or set PASEO_URL; {type(error).__name__}"
-            return Health(up=False, detail=f"no daemon answers at {self._url}: {cure}")
-        latency = round((time.monotonic() - started) * 1000, 1)
-        return Health(up=False, detail=_reason(answer), version=_version(answer), latency_ms=latency)
+            await self._client.ping()
+        except PaseoError as error:
+            return Health(up=False, detail=f"the daemon does not answer: {error}", version=version)
+        found = support(version)
+        return Health(
+            up=True,
+            detail=None if found.is_tested else f"version {version} is {found}",
+            version=version,
+            tested=found.is_tested,
+            latency_ms=round((time.monotonic() - started) * 1000, 1),
+        )
 
     async def providers(self) -> Sequence[Provider]:
-        """Raises BackendUnavailable: agents of the daemon cannot be held yet."""
-        raise await self._unavailable()
+        """What the daemon can run; waits for what it is still looking at."""
+        await self._up()
+        try:
+            found = await self._client.providers()
+        except PaseoError as error:
+            raise BackendUnavailable(str(error)) from None
+        return [_provider(one) for one in found if one.enabled]
 
     async def create(self, spec: AgentSpec) -> Agent:
-        """Raises BackendUnavailable; nothing was made."""
-        raise await self._unavailable()
+        """Make an agent without a prompt, under a label that finds it again."""
+        await self._up()
+        config = {
+            "title": spec.title,
+            "modeId": spec.mode,
+            "model": spec.model,
+            "thinkingOptionId": spec.thinking,
+            "systemPrompt": spec.system_prompt,
+            "mcpServers": dict(spec.mcp_servers) or None,
+        }
+        labels = {**spec.labels, **ORIGIN, KEY_LABEL: spec.creation_key}
+        try:
+            made = await self._client.create_agent(spec.provider, spec.cwd, labels=labels, **config)
+        except PaseoError as error:
+            raise _not_made(error) from None
+        return await self._hold_new(made, spec)
+
+    async def _hold_new(self, made: snapshots.Agent, spec: AgentSpec) -> PaseoAgent:
+        agent = PaseoAgent(self._client, made, spec, self._tasks)
+        try:
+            await agent.open_new()
+        except PaseoError as error:
+            await agent.release()
+            raise OutcomeUnknown(str(error)) from None
+        return agent
 
     async def find(self, spec: AgentSpec) -> Agent | None:
-        """None: nothing was ever made."""
-        return None
+        """The agent of that label, which no other client's can have by accident."""
+        await self._up()
+        try:
+            page = await self._client.fetch_agents(labels={KEY_LABEL: spec.creation_key})
+        except PaseoError as error:
+            raise BackendUnavailable(str(error)) from None
+        if not page.entries:
+            return None
+        return await self._hold_new(page.entries[0].agent, spec)
 
     async def load(
         self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
     ) -> Agent:
-        """Raises BackendUnavailable."""
-        raise await self._unavailable()
+        """Follow an agent again; one that was put away is taken out again, if it can be."""
+        await self._up()
+        try:
+            found = await self._client.fetch_agent(session)
+            if found.is_archived:
+                found = await self._unarchive(found)
+                cursor = None
+            agent = PaseoAgent(self._client, found, spec, self._tasks)
+            try:
+                await agent.take_up(cursor, attempt)
+            except BaseException:
+                await agent.release()
+                raise
+        except errors.Refused as error:
+            if error.reason in _GONE:
+                raise AgentLost(error.text) from None
+            raise BackendRejected(error.text) from None
+        except PaseoError as error:
+            raise BackendUnavailable(str(error)) from None
+        return agent
+
+    async def _unarchive(self, found: snapshots.Agent) -> snapshots.Agent:
+        """Take an agent out of the archive by loading it; one that cannot be loaded is put back."""
+        with suppress(errors.Timeout):  # a provider that cannot resume never answers: look
+            await self._client.refresh_agent(found.id, deadline=10.0)
+        agent = await self._client.fetch_agent(found.id)
+        if agent.is_archived or agent.status == "closed":
+            await self._client.archive(found.id)
+            raise AgentLost("the agent was archived and cannot be resumed")
+        return agent
 
     async def archive(self, session: str) -> None:
-        """Raises BackendUnavailable."""
-        raise await self._unavailable()
+        """Archive an agent that nobody holds."""
+        await self._up()
+        try:
+            await self._client.archive(session)
+        except errors.Refused as error:
+            if error.reason is not Reason.AGENT_NOT_FOUND:
+                raise BackendRejected(error.text) from None
+        except PaseoError as error:
+            raise BackendUnavailable(str(error)) from None
 
     def beat(self) -> None:
-        """Nothing of ours depends on it."""
+        """The daemon's agents live without us."""
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Close the link; every agent lives on."""
+        self._scope.cancel()
 
-    async def _unavailable(self) -> BackendUnavailable:
-        return BackendUnavailable((await self.health()).detail or "the daemon cannot be used")
-
-
-def _reason(answer: httpx.Response) -> str:
-    match answer.status_code:
-        case 200:
-            return (
-                "a daemon answers, but this version of Alameda cannot run its agents yet; use an acp backend"
-            )
-        case 401:
-            return "the daemon wants another password: set PASEO_PASSWORD"
-        case 403:
-            return "the daemon refuses this host name: add it to PASEO_HOSTNAMES at the daemon"
-        case status:
-            return f"what answers there is no Paseo daemon (HTTP {status})"
+    async def _up(self) -> None:
+        try:
+            await self._client.wait_up(LINK_WAIT_S)
+        except errors.NotSent:
+            raise BackendUnavailable(self._client.link.error or "no link to the daemon") from None
 
 
-def _version(answer: httpx.Response) -> str | None:
-    try:
-        version = answer.json().get("version")
-    except (ValueError, AttributeError):
-        return None
-    return version if isinstance(version, str) else None
+def _not_made(error: PaseoError) -> BackendError:
+    """What a failed creation says: nothing was made, or nobody knows."""
+    if isinstance(error, errors.NotSent):
+        return BackendUnavailable(str(error))
+    if isinstance(error, errors.Refused):
+        if error.reason is Reason.UNKNOWN_PROVIDER:
+            return ProviderNotFound(error.text)
+        return BackendRejected(error.text)
+    return OutcomeUnknown(str(error))
+
+
+def _provider(found: snapshots.Provider) -> Provider:
+    models = found.models or []
+    thinking = {option.id: option for model in models for option in model.thinking_options or []}
+    return Provider(
+        id=found.provider,
+        label=found.label or found.provider,
+        available=found.status in ("ready", "loading"),
+        detail=found.error,
+        models=[Choice(id=m.id, label=m.label or m.id, description=m.description) for m in models],
+        modes=[Choice(id=m.id, label=m.label or m.id, description=m.description) for m in found.modes or []],
+        thinking=[Choice(id=o.id, label=o.label or o.id) for o in thinking.values()],
+    )

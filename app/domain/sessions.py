@@ -91,6 +91,8 @@ class Session:
     title: str | None
     system_prompt: str | None = field(repr=False)
     mcp_servers: Mapping[str, Any] = field(repr=False)
+    worktree: Mapping[str, Any] | None
+    provider_session_id: str | None
     labels: Mapping[str, str]
     status: SessionStatus
     close_mode: CloseMode | None

@@ -30,6 +30,7 @@ class Batch:
     asked: list[Asked] = field(default_factory=list)
     cursor: Cursor | None = None
     config: Config | None = None
+    foreign_busy: bool | None = None
 
     def add(self, turn: TurnId | None, told: Told) -> None:
         """Add what was told of a turn, or of what happened outside any."""
@@ -42,7 +43,7 @@ class Batch:
         Raises:
             LeaseLost: another process hosts the session; nothing was written.
         """
-        if not self.events and self.cursor is None:
+        if not self.events and self.cursor is None and self.foreign_busy is None:
             return
         session_id, key = hosted.session.session_id, hosted.lease.session
         drafts = [eventlog.draft(session_id, turn, event) for turn, event in self.events]
@@ -68,8 +69,12 @@ class Batch:
                 await sessions.write_cursor(connection, key, self.cursor)
             if self.config is not None:
                 await sessions.write_config(connection, key, self.config)
+            if self.foreign_busy is not None:
+                await sessions.write_foreign_busy(connection, key, self.foreign_busy)
 
-        changes = progress or self.asked or resolved or self.cursor or self.config
+        changes = (
+            progress or self.asked or resolved or self.cursor or self.config or self.foreign_busy is not None
+        )
         await hosted.events.append(key, hosted.lease.generation, drafts, alongside if changes else None)
         if run is not None:
             run.written = run.status

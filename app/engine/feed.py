@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import anyio
 import structlog
@@ -21,6 +21,8 @@ from app.store import sessions, turns
 from app.store.bell import Wakeup
 from app.store.database import Database
 from app.store.eventlog import EventLog, Logged
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -194,6 +196,28 @@ class Following:
     """Nothing will ever come: the turn ended, or the session is closed, and the cursor is past it."""
 
 
+class Patience:
+    """How long opening one stream waits for the database, all its steps together."""
+
+    def __init__(self) -> None:
+        self._until = anyio.current_time() + OPEN_S
+
+    async def wait_for(self, look: Callable[[], Awaitable[T]]) -> T:
+        """What `look` finds, tried again while the database is away.
+
+        Raises:
+            DatabaseUnavailable: it stayed away.
+        """
+        while True:
+            with anyio.CancelScope(deadline=self._until):
+                try:
+                    return await look()
+                except DatabaseUnavailable:
+                    await anyio.sleep(0.25)
+                    continue
+            raise DatabaseUnavailable
+
+
 class Streams:
     """How many streams are open, for each key and for this process; each bound answers with 429."""
 
@@ -262,6 +286,11 @@ class Feed:
         lifecycle.on_drain.append(database.bell.ring_all)
         database.bell.watch_keys(self._keys_changed)
 
+    @property
+    def keys_version(self) -> int:
+        """Grows whenever an API key or a ticket may have changed."""
+        return self._keys_version
+
     def _keys_changed(self) -> None:
         self._keys_version += 1
         self._database.bell.ring_all()
@@ -299,57 +328,41 @@ class Feed:
         cursor: Cursor,
         shown: Filter,
     ) -> Following:
-        """A stream of a session's log from `cursor` on; waits a while for the database.
+        """A stream of a session's log from `cursor` on.
 
         Raises:
             SessionNotFound, DatabaseUnavailable: it cannot be opened.
         """
-
-        async def look() -> Following:
-            async with self._database.begin() as db:
-                session = await sessions.get(db, owner, session_id)
-            following = _following(
-                session.key, session_id, cursor, session.oldest_seq, session.last_seq, shown
-            )
-            return following(ended=session.status == "closed", end=session.last_seq)
-
-        return await self._patiently(look)
+        async with self._database.begin() as db:
+            session = await sessions.get(db, owner, session_id)
+        following = _following(session.key, session_id, cursor, session.oldest_seq, session.last_seq, shown)
+        return following(ended=session.status == "closed", end=session.last_seq)
 
     async def open_turn(self, owner: Owner, turn_id: TurnId, cursor: Cursor, shown: Filter) -> Following:
-        """A stream of one turn's events, from its first on; waits a while for the database.
+        """A stream of one turn's events, from its first on.
 
         Raises:
             TurnNotFound, DatabaseUnavailable: it cannot be opened.
         """
-
-        async def look() -> Following:
-            async with self._database.begin() as db:
-                turn = await turns.get(db, owner, turn_id)
-                session = await sessions.get(db, owner, turn.session_id)
-            start = Seq(turn.first_seq - 1)
-            at = start if cursor == "start" or (cursor != "now" and cursor < start) else cursor
-            following = _following(
-                session.key, session.session_id, at, session.oldest_seq, session.last_seq, shown
-            )
-            return following(ended=turn.is_ended, end=turn.last_seq or session.last_seq)
-
-        return await self._patiently(look)
-
-    async def _patiently(self, look: Callable[[], Awaitable[Following]]) -> Following:
-        with anyio.move_on_after(OPEN_S):
-            while True:
-                try:
-                    return await look()
-                except DatabaseUnavailable:
-                    await anyio.sleep(0.25)
-        raise DatabaseUnavailable
+        async with self._database.begin() as db:
+            turn = await turns.get(db, owner, turn_id)
+            session = await sessions.get(db, owner, turn.session_id)
+        start = Seq(turn.first_seq - 1)
+        at = start if cursor == "start" or (cursor != "now" and cursor < start) else cursor
+        following = _following(
+            session.key, session.session_id, at, session.oldest_seq, session.last_seq, shown
+        )
+        return following(ended=turn.is_ended, end=turn.last_seq or session.last_seq)
 
     async def follow(
-        self, following: Following, check: Check, *, rotates: bool = True
+        self, following: Following, check: Check, *, keys_version: int, rotates: bool = True
     ) -> AsyncGenerator[FeedStep]:
-        """Everything that happens on the stream, until it ends; `Closing` is the last step."""
+        """Everything that happens on the stream, until it ends; `Closing` is the last step.
+
+        `keys_version` was read before the caller was recognised: what changed since is looked at.
+        """
         session, after, shown = following.session, following.after, following.filter
-        started, keys_version = anyio.current_time(), self._keys_version
+        started = anyio.current_time()
         synced = stalled = was_closed = False
         with self._database.bell.listen(session) as wakeup:  # listen, then read: nothing falls between
             yield Ready(following.session_id, after, following.oldest_seq, following.last_seq)
@@ -424,7 +437,7 @@ class Feed:
             return (await sessions.positions(db, [session])).get(session, Seq(0))
 
     async def follow_owner(
-        self, owner: Owner, project_id: str | None, shown: Filter, check: Check
+        self, owner: Owner, project_id: str | None, shown: Filter, check: Check, keys_version: int
     ) -> AsyncGenerator[FeedStep]:
         """What happens from now on in all of the owner's sessions: live only."""
         dirty: set[SessionKey] = set()
@@ -438,7 +451,6 @@ class Feed:
                 dirty.add(session)
             wakeup.set()
 
-        keys_version = self._keys_version
         at: dict[SessionKey, Seq] | None = None
         foreign: set[SessionKey] = set()
         stalled = False

@@ -48,9 +48,12 @@ class Keeper:
             title=session.title,
             system_prompt=session.system_prompt,
             mcp_servers=session.mcp_servers,
+            worktree=session.worktree,
+            provider_session_id=session.provider_session_id,
             labels={
                 name: value
                 for name, value in {
+                    **session.labels,
                     "session": session.session_id,
                     "chat": session.chat_id,
                     "project": session.project_id,
@@ -67,7 +70,7 @@ class Keeper:
         agent.reports.stall(self._hosted.events.stalled)
         return agent
 
-    async def load(self) -> Agent:
+    async def load(self, attempt: str | None = None) -> Agent:
         """The session's agent, loaded again if need be.
 
         Raises:
@@ -78,7 +81,9 @@ class Keeper:
             return self.agent
         session = self._hosted.session
         assert session.agent_session_id is not None
-        agent = await self._hosted.backend.load(self._spec(), session.agent_session_id, session.cursor)
+        agent = await self._hosted.backend.load(
+            self._spec(), session.agent_session_id, session.cursor, attempt
+        )
         return self._hold(agent)
 
     async def open(self, intent: Intent) -> None:

@@ -214,25 +214,27 @@ class Keys:
         return ticket
 
     async def redeem(self, ticket: str, target: str, address: str) -> Pass:
-        """Open a stream with its ticket; an older stream of the same ticket is superseded.
+        """Recognise the ticket of a stream. Nothing changes until it is used.
 
         Raises:
             Unauthenticated: unknown, too late, for another stream, or its key was revoked.
         """
         self._guesses.check(address)
-        opening = uuid4()
         async with self._database.begin() as db:
             found = await keys.find_ticket(db, _hash(ticket))
-            if found is None or found.target != target:
-                self._guesses.note(address)
-                raise Unauthenticated
-            if found.key_id is not None:
-                key = await keys.find(db, found.key_id)
-                if key is None or key[0].revoked_at is not None:
-                    raise Unauthenticated
-            await keys.open_ticket(db, _hash(ticket), opening)
+            key = await keys.find(db, found.key_id) if found and found.key_id is not None else None
+        if found is None or found.target != target:
+            self._guesses.note(address)
+            raise Unauthenticated
+        if found.key_id is not None and (key is None or key[0].revoked_at is not None):
+            raise Unauthenticated
         principal = Principal(owner=found.owner, scopes=frozenset({"read"}), key_id=found.key_id)
-        return Pass(principal, _hash(ticket), opening)
+        return Pass(principal, _hash(ticket), uuid4())
+
+    async def use(self, used: Pass) -> None:
+        """The ticket's stream opens now; an older one of the same ticket is superseded."""
+        async with self._database.begin() as db:
+            await keys.open_ticket(db, used.ticket_sha256, used.opening)
 
     async def ended(self, used: Pass) -> None:
         """The stream of a ticket ended; it may be opened again for a while."""

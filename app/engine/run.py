@@ -169,7 +169,9 @@ class Run:
         if self.is_over and not isinstance(signal, PermissionSettled):
             return told
         self.idle_since = self._now()
-        if not isinstance(signal, LinkLost | LinkRestored | TurnBroke | TurnUnknown):
+        if isinstance(signal, TurnBroke | TurnUnknown):
+            self.delivered = signal.delivered
+        elif not isinstance(signal, LinkLost | LinkRestored):
             self.last_event_at = datetime.now(UTC)
             self.delivered = "yes"
         match signal:
@@ -186,7 +188,7 @@ class Run:
                 self.lose_sight(cause, told)
             case LinkRestored(pending=pending):
                 told.events.append(BackendReconnected())
-                self._regain(pending, told)
+                self.regain(pending, told)
             case ForeignActivity():
                 pass
             case _:
@@ -219,7 +221,8 @@ class Run:
             self.status = advance(self.status, Step.LOSE)
             told.events.append(TurnReconciling(cause=cause))
 
-    def _regain(self, pending: frozenset[str], told: Told) -> None:
+    def regain(self, pending: frozenset[str], told: Told) -> None:
+        """We see the agent again; of what was asked, only `pending` still waits there."""
         for request in [request for request in self.waiting if request not in pending]:
             self._settle(request, "unknown", None, told)  # answered while nobody looked
         if self.status is TurnStatus.RECONCILING:
@@ -271,8 +274,7 @@ class Run:
                     return self._stopped_by_ladder()
                 error = Error(code=code, message=clean(message), retriable=retriable)
                 return TurnFailed(error=error, delivered=delivered)
-            case TurnUnknown(cause=cause, delivered=delivered):
-                self.delivered = delivered
+            case TurnUnknown(cause=cause):
                 return self.lost(cause)
 
     def _stopped_by_ladder(self) -> Terminal:

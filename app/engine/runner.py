@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import anyio
 import structlog
@@ -35,7 +35,7 @@ from app.domain.events import (
 from app.domain.items import fold
 from app.domain.permissions import Permission, Response
 from app.domain.sessions import Session
-from app.domain.signals import AgentDied, Config, Report
+from app.domain.signals import AgentDied, Config, ForeignActivity, Report, Signal, TurnBroke
 from app.domain.transcript import Said, Transcript
 from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance
 from app.engine import ending
@@ -108,6 +108,7 @@ class Runner:
         self._settled_at = 0.0
         self._retry_at: float | None = None
         self._postponed_until = 0.0
+        self._foreign_busy = hosted.session.foreign_busy
 
     def see(self, work: Work) -> None:
         """Take in what the database says of the turns."""
@@ -157,9 +158,28 @@ class Runner:
             )
         log.info("turn_taken_over", turn_id=turn.id)
         told = Told()
-        run.expire_all(told)
-        run.finish(run.lost("host_lost"), told)
+        if self._hosted.dies_with_host:
+            run.expire_all(told)
+            run.finish(run.lost("host_lost"), told)
+        else:
+            run.lose_sight("host_lost", told)
+            self._postponed_until = 0.0
         await self._commit_told(told)
+
+    async def _find_again(self, run: Run) -> None:
+        """Have the backend find out what became of a turn whose last host is gone; reports tell the rest."""
+        try:
+            await self._keeper.load(run.attempt)
+            self._hosted.look()  # answers may wait that nobody could send
+        except AgentLost as error:
+            await self._hosted.change(agent_lost=True)
+            lost = Error(code="backend_session_lost", message=str(error), retriable=False)
+            await self._end(TurnFailed(error=lost, delivered="unknown"))
+        except BackendUnavailable:
+            self._postponed_until = time.monotonic() + POSTPONE_S
+        except BackendError as error:
+            rejected = Error(code="backend_rejected", message=str(error), retriable=False)
+            await self._end(TurnFailed(error=rejected, delivered="unknown"))
 
     async def _turn_events(self, turn: Turn) -> list[eventlog.Logged]:
         found: list[eventlog.Logged] = []
@@ -176,12 +196,18 @@ class Runner:
         agent = await self._agent_for(turn)
         if agent is None:
             return
+        await self.relay()
+        if self._foreign_busy:
+            if turn.request.multitask_strategy == "interrupt":
+                await agent.interrupt()
+            self._postponed_until = time.monotonic() + POSTPONE_S
+            return
+        await self._commit(Batch(events=[(None, event) for event in self._outside.close()]))
         started = await self._hosted.database.retrying(partial(self._commit_start, turn))
         if started is None:
             self._hosted.look()
             return
         self.queue = [queued for queued in self.queue if queued.turn.id != turn.id]
-        await self._commit(Batch(events=[(None, event) for event in self._outside.close()]))
         self.run = Run(started, self._hosted.session.policy)
         await self._send()
 
@@ -244,21 +270,27 @@ class Runner:
             )
         except SendFailed as error:
             code: Any = "backend_unavailable" if error.retriable else "backend_rejected"
-            described = Error(code=code, message=str(error), retriable=error.retriable)
-            may_repeat = error.delivered == "no" and error.retriable
-            if may_repeat and turn.attempt < turn.request.max_attempts and self.run.stop is None:
-                await self._retry(described)
+            broke = TurnBroke(
+                code=code, message=str(error), retriable=error.retriable, delivered=error.delivered
+            )
+            if self._may_repeat(broke, self.run):
+                await self._retry(self.run, broke)
             else:
+                described = Error(code=code, message=str(error), retriable=error.retriable)
                 await self._end(TurnFailed(error=described, delivered=error.delivered))
 
-    async def _retry(self, error: Error) -> None:
-        assert self.run is not None
-        turn = self.run.turn
+    async def _retry(self, run: Run, broke: TurnBroke) -> None:
+        """Say that the attempt comes again after a pause; it was never delivered."""
+        turn = run.turn
         delay = min(RETRY_MAX_S, RETRY_BASE_S * 2 ** (turn.attempt - 1)) * random.uniform(0.5, 1.5)
-        self.run.status = advance(self.run.status, Step.RETRY)
+        told = Told()
+        if run.status is TurnStatus.RECONCILING:
+            run.regain(frozenset(), told)
+        run.status = advance(run.status, Step.RETRY)
         self._retry_at = time.monotonic() + delay
-        event = TurnRetrying(attempt=turn.attempt + 1, delay_s=round(delay, 3), error=error)
-        await self._commit_told(Told(events=[event]))
+        error = Error(code=broke.code, message=broke.message, retriable=True)
+        told.events.append(TurnRetrying(attempt=turn.attempt + 1, delay_s=round(delay, 3), error=error))
+        await self._commit_told(told)
 
     async def _start_again(self) -> None:
         assert self.run is not None
@@ -312,6 +344,14 @@ class Runner:
                 died = died or isinstance(signal, AgentDied)
                 if isinstance(signal, Config):
                     batch.config = signal
+                if isinstance(signal, ForeignActivity):
+                    self._foreign_busy = batch.foreign_busy = signal.busy
+                    self._postponed_until = 0.0
+                if run is not None and report.attempt == run.attempt and self._may_repeat(signal, run):
+                    await self._commit(batch)
+                    batch = Batch()
+                    await self._retry(run, signal)
+                    continue
                 if run is not None and report.attempt == run.attempt and run.status not in ENDS:
                     batch.add(run.turn.id, run.tell(signal))
                     if run.status in ENDS:
@@ -324,6 +364,17 @@ class Runner:
         await self._commit(batch)
         if died and self.run is None:
             await self._keeper.let_go()
+
+    def _may_repeat(self, signal: Signal, run: Run) -> TypeGuard[TurnBroke]:
+        """Whether the attempt may be made again: only one that is known not to have been delivered."""
+        return (
+            isinstance(signal, TurnBroke)
+            and signal.retriable
+            and signal.delivered == "no"
+            and run.status in (TurnStatus.RUNNING, TurnStatus.RECONCILING)
+            and run.stop is None
+            and run.turn.attempt < run.turn.request.max_attempts
+        )
 
     async def _commit_told(self, told: Told) -> None:
         assert self.run is not None
@@ -419,6 +470,8 @@ class Runner:
                 due.append(run.stop.until)
             if self._retry_at is not None:
                 due.append(self._retry_at)
+            if run.status is TurnStatus.RECONCILING and self._keeper.agent is None:
+                due.append(self._postponed_until)
         elif self.queue and self.leaving is None:
             due.append(max(self._settled_at, self._postponed_until))
         return min(due)
@@ -462,15 +515,20 @@ class Runner:
             self.ask_to_stop("caller", "idle")
         if self.leaving is not None and self.leaving <= now and self._hosted.dies_with_host:
             self.ask_to_stop("shutdown")
-        if run.stop is not None and run.stop.until <= now:
+        lost_sight = run.status is TurnStatus.RECONCILING and self._keeper.agent is None
+        if lost_sight and self._postponed_until <= now:
+            await self._find_again(run)
+        elif run.stop is not None and run.stop.until <= now:
             await self._climb(run, run.stop)
         elif self._retry_at is not None and self._retry_at <= now:
             await self._start_again()
 
     async def _climb(self, run: Run, stop: Stop) -> None:
         """The next step of the cancel ladder; each has a deadline, and after the last we say what we know."""
-        if self._retry_at is not None or self._keeper.agent is None:  # nothing of it runs anywhere
-            await self._end(run.stopped("stopped"))
+        if self._retry_at is not None or self._keeper.agent is None:
+            # Nothing of it runs anywhere, unless its agent lives on where we cannot reach it.
+            is_out_of_reach = self._retry_at is None and not self._hosted.dies_with_host
+            await self._end(run.stopped("unconfirmed" if is_out_of_reach else "stopped"))
             return
         rungs = [rung for rung, _ in LADDER]
         step = 0 if stop.rung is None else rungs.index(stop.rung) + 1

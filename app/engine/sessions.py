@@ -155,6 +155,8 @@ class Sessions:
                     "title": request.title,
                     "system_prompt": request.system_prompt,
                     "mcp_servers": dict(request.mcp_servers or {}),
+                    "worktree": dict(request.worktree) if request.worktree else None,
+                    "provider_session_id": request.provider_session_id,
                     "labels": dict(request.labels or {}),
                     "policy_mode": policy.mode,
                     "policy_timeout_s": policy.timeout_s,

@@ -66,6 +66,8 @@ def _session(row: Any) -> Session:
         title=s.title,
         system_prompt=s.system_prompt,
         mcp_servers=s.mcp_servers,
+        worktree=s.worktree,
+        provider_session_id=s.provider_session_id,
         labels=s.labels,
         status=s.status,
         close_mode=s.close_mode,
@@ -299,6 +301,13 @@ async def write_config(
         config.mode,
         config.thinking,
     )
+
+
+async def write_foreign_busy(
+    connection: "asyncpg.Connection[asyncpg.Record]", key: SessionKey, busy: bool
+) -> None:
+    """Keep whether somebody else uses the agent, with the batch that tells of it."""
+    await connection.execute("UPDATE agent_sessions SET foreign_busy = $2 WHERE id = $1", key, busy)
 
 
 async def bury(db: AsyncSession, owner: Owner, session_id: SessionId, last_seq: Seq) -> None:

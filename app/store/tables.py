@@ -76,6 +76,10 @@ class SessionRow(Base):
     title: Mapped[str | None]
     system_prompt: Mapped[str | None]
     mcp_servers: Mapped[dict[str, Any]] = mapped_column(JSON, server_default=text("'{}'"))
+    worktree: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The worktree that the agent is to be made in: `branch` and `base`."""
+    provider_session_id: Mapped[str | None]
+    """The provider's session that was adopted instead of making an agent."""
     labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
     status: Mapped[str] = mapped_column(server_default=text("'active'"))
     close_mode: Mapped[str | None]
