@@ -123,11 +123,17 @@ class PaseoAgent:
         self._cursor: Cursor | None = None
         self._turns = Turns()
         self._sent: _Sent | None = None
+        self._asked_by: dict[str, str | None] = {}
+        """The attempt in which each request was made: its resolution may come after the turn's end."""
         self._closed_calls: set[str] = set()
         self._open_calls: set[str] = set()
         self._stale = False
         """Whether the agent's process has to be started anew before the next prompt."""
         self._foreign = False
+        self._reading = False
+        """Whether rows are read from the timeline, where no terminal event stands between them."""
+        self._beyond = False
+        """Whether what is read stands behind somebody else's prompt: it is not our turn's."""
         self._held_link = True
         """Whether this process wrote the prompt over the lost link: only then absence proves anything."""
 
@@ -135,8 +141,7 @@ class PaseoAgent:
 
     async def open_new(self) -> None:
         """Follow an agent that was just made."""
-        end = await self._client.timeline.end(self._id)
-        self._move_to(end)
+        await self._move_to_end()
         self._tasks.start_soon(self._follow, name=f"paseo {self._id}")
 
     async def take_up(self, cursor: Cursor | None, attempt: str | None) -> None:
@@ -153,11 +158,11 @@ class PaseoAgent:
         await self._catch_up(opening=True)
         self._tasks.start_soon(self._follow, name=f"paseo {self._id}")
 
-    def _move_to(self, end: snapshots.Cursor | None) -> None:
+    async def _move_to_end(self) -> None:
         """Take the timeline's end as the position: nothing before it is told."""
-        if end is not None:
-            self._cursor = Cursor(epoch=end.epoch, seq=end.seq)
-            self._put(None, ())
+        page = await self._client.timeline.page(self._id, direction="tail", limit=1)
+        self._cursor = Cursor(epoch=page.epoch, seq=page.end_cursor.seq if page.end_cursor else 0)
+        self._put(None, ())
 
     # The port.
 
@@ -296,7 +301,8 @@ class PaseoAgent:
             raise BackendUnavailable(str(error)) from None
         if any(pending.id == request for pending in agent.pending_permissions):
             raise BackendUnavailable("the daemon has not taken the answer; it is still pending")
-        self._put(self._attempt, (PermissionSettled(request=request, outcome="unknown"),))
+        attempt = self._asked_by.pop(request, self._attempt)
+        self._put(attempt, (PermissionSettled(request=request, outcome="unknown"),))
 
     async def configure(self, change: Change) -> AgentState:
         """Change settings; what is in force is read back, for the daemon takes unknown values too."""
@@ -426,10 +432,13 @@ class PaseoAgent:
         stored = await self._client.fetch_agent(self._id)
         known = self._cursor
         if known is None:
-            self._move_to(await self._client.timeline.end(self._id))
+            await self._move_to_end()
             fresh = False
         else:
+            if self._sent is not None and self._turns.open is None:
+                await self._place(self._sent.attempt, known)
             fresh = await self._read_on()
+        self._beyond = False
         if fresh:
             await self._new_epoch(stored)
         ended = self._drain()
@@ -438,8 +447,17 @@ class PaseoAgent:
         elif self._sent is not None:
             self._restored(self._snapshot)
 
+    async def _place(self, attempt: str, known: Cursor) -> None:
+        """Our prompt may stand before our position: then the rows from there on are its turn's."""
+        since = await self._survey(attempt, known.epoch)
+        if since is not None and since.prompt.seq_end <= known.seq:
+            follower = since.follower
+            if follower is None or follower.seq_end > known.seq:
+                self._turns.resume(attempt)
+
     def _restored(self, agent: snapshots.Agent) -> None:
         for request in agent.pending_permissions:
+            self._asked_by[request.id] = self._attempt
             self._put(self._attempt, (permission_asked(request),))
         pending = frozenset(request.id for request in agent.pending_permissions)
         self._put(self._attempt, (LinkRestored(pending=pending),))
@@ -450,7 +468,14 @@ class PaseoAgent:
         if cursor is None:
             return False
         position = snapshots.Cursor(epoch=cursor.epoch, seq=cursor.seq)
-        async for stretch in self._client.timeline.after(self._id, position):
+        self._reading = True
+        try:
+            return await self._read_after(position)
+        finally:
+            self._reading = False
+
+    async def _read_after(self, cursor: snapshots.Cursor) -> bool:
+        async for stretch in self._client.timeline.after(self._id, cursor):
             if stretch.page.agent is not None:
                 self._snapshot = stretch.page.agent
             if stretch.page.reset or stretch.page.epoch != cursor.epoch:
@@ -495,7 +520,7 @@ class PaseoAgent:
         except errors.Timeout:
             await self._client.fetch_agent(self._id)  # two refreshes at once: one is never answered
         self._stale = False
-        self._move_to(await self._client.timeline.end(self._id))
+        await self._move_to_end()
         self._snapshot = await self._client.fetch_agent(self._id)
         self._turns = Turns()
 
@@ -509,7 +534,7 @@ class PaseoAgent:
         for _ in range(looks + 1):
             if sent is None or self._sent is not sent:
                 return
-            since = await self._survey(sent.attempt)
+            since = await self._survey(sent.attempt, self._cursor.epoch if self._cursor else None)
             if self._sent is not sent:
                 return
             if since is None:
@@ -525,14 +550,16 @@ class PaseoAgent:
                     self._restored(self._snapshot)
                     return
                 if not isinstance(verdict, NotStarted):
+                    self._turns.ended_unseen()
                     self._end(verdict)
+                    self._changed(self._snapshot)
                     return
             await anyio.sleep(1.0)
             self._drain()
         if sent is not None:
             await self._give_up(sent)
 
-    async def _survey(self, attempt: str) -> Since | None:
+    async def _survey(self, attempt: str, epoch: str | None) -> Since | None:
         """The rows since our prompt, read back from the newest; the snapshot is the last answer's."""
         rows: list[snapshots.Row] = []
         cursor: snapshots.Cursor | None = None
@@ -540,6 +567,8 @@ class PaseoAgent:
             page = await self._client.timeline.page(
                 self._id, direction="before" if cursor else "tail", cursor=cursor, limit=SURVEY_PAGE
             )
+            if page.epoch != epoch:
+                return None
             if page.agent is not None and cursor is None:
                 self._snapshot = page.agent
             rows = [*page.entries, *rows]
@@ -614,14 +643,15 @@ class PaseoAgent:
                 self._ended(TurnStopped())
             case frames.PermissionRequested(request=request):
                 self._stir()
-                self._put(self._owner_attempt(), (permission_asked(request),))
+                self._asked_by[request.id] = attempt = self._owner_attempt()
+                self._put(attempt, (permission_asked(request),))
             case frames.PermissionResolved(request_id=request_id, resolution=resolution):
                 settled = PermissionSettled(
                     request=request_id,
                     outcome=resolution_outcome(resolution),
                     option_id=resolution.selected_action_id,
                 )
-                self._put(self._owner_attempt(), (settled,))
+                self._put(self._asked_by.pop(request_id, self._attempt), (settled,))
             case _:
                 pass
 
@@ -641,14 +671,16 @@ class PaseoAgent:
         self._cursor = Cursor(epoch=epoch, seq=seq)
         if isinstance(item, items.UserMessage):
             owner = self._turns.prompted(item.message_id)
+            self._beyond = self._reading and owner == FOREIGN
             if owner.attempt is not None and self._sent is not None:
                 self._sent.seen = True
             told = (TextDelta(text=item.text, role="user"),) if owner == FOREIGN else ()
             self._watch_foreign()
             self._put(None, told)
             return
-        row_owner = self._turns.row()
-        self._stir()
+        row_owner = None if self._beyond else self._turns.row()
+        if row_owner is not None and row_owner.attempt is not None:
+            self._stir()
         if self._is_stale_call(item):
             self._put(None, ())
             return

@@ -87,6 +87,10 @@ class Turns:
         self._seen_running = False
         return owner
 
+    def ended_unseen(self) -> None:
+        """The turn that ran is over, and its terminal event was told to nobody."""
+        self.open = None
+
     @property
     def is_foreign(self) -> bool:
         """Whether somebody else's turn runs, or their prompt waits to."""

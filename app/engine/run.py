@@ -143,6 +143,7 @@ class Run:
         self.idle_since = now()
         self.started = now()
         self._now = now
+        self._link_is_down = False
 
     @property
     def attempt(self) -> str:
@@ -184,10 +185,13 @@ class Run:
             case AgentDied():
                 self.expire_all(told)
             case LinkLost(cause=cause):
+                self._link_is_down = True
                 told.events.append(BackendDisconnected(cause=cause))
                 self.lose_sight(cause, told)
             case LinkRestored(pending=pending):
-                told.events.append(BackendReconnected())
+                if self._link_is_down:
+                    told.events.append(BackendReconnected())
+                self._link_is_down = False
                 self.regain(pending, told)
             case ForeignActivity():
                 pass

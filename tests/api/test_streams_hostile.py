@@ -52,7 +52,7 @@ def assert_well_formed(raw: bytes) -> None:
 
 
 async def test_t29_nothing_that_a_client_or_an_agent_says_ends_an_event(house: House) -> None:
-    """In every field that they choose: one event stays one event, in the prompt's answer and in the replay."""
+    """In every field that they choose: one event stays one event, live and replayed."""
     injected = json.dumps(INJECTION)[1:-1]
     # The demo agent takes a line each; what it says has all the rest.
     words = INJECTION.replace("\n", "\\n").replace("\r", "\r ")
