@@ -56,6 +56,7 @@ class Twin(Mischief):
         session_ttl: float = 90.0,
         probe_delay: float = 0.0,
         opencode: bool = True,
+        history: History | None = None,
     ) -> None:
         """`speed` divides every time that a provider takes, `window` and `force_after`; all are seconds."""
         self.port = port
@@ -68,7 +69,7 @@ class Twin(Mischief):
         self.session_ttl = session_ttl
         self.probe_delay = probe_delay
         self.providers = providers(opencode=opencode)
-        self.history: History | None = None
+        self.history = history
         """What every provider gives back of a session, in place of its own habit."""
         self.faults = Faults()
         self.record = Record()
@@ -85,7 +86,7 @@ class Twin(Mischief):
 
     async def __aenter__(self) -> Self:
         self.tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        await self.start()
+        await self.start(history=self.history)
         return self
 
     async def __aexit__(
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--password")
     parser.add_argument("--hostname", action="append", dest="hostnames")
+    parser.add_argument("--history", choices=("whole", "empty", "unloadable"))
     for name in ("speed", "window", "force-after", "hello-timeout", "session-ttl", "probe-delay"):
         parser.add_argument(f"--{name}", type=float)
     asyncio.run(_serve(parser.parse_args()))

@@ -41,8 +41,8 @@ FREE = {
 }
 """Fields by kind of frame ("" is HTTP) that are this machine's or mere words: only their type counts."""
 
-OPAQUE = ("models", "modes", "availableModes", "grid", "scrollback")
-"""Lists of which only their being lists counts."""
+OPAQUE = ("models", "modes")
+"""Lists of which only their being lists counts: what a provider happens to offer."""
 
 IDS = (
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "<id>"),
@@ -127,6 +127,10 @@ class Shape:
         if isinstance(value, list):
             if key in OPAQUE:
                 return "<list>"
+            if key == "availableModes":
+                return [one["id"] for one in value]
+            if key in ("grid", "scrollback"):
+                return [("".join(cell["char"] for cell in row), sorted(row[0])) for row in value]
             return [self.value(one, within=within) for one in value]
         if isinstance(value, str):
             return self._string(value, key)

@@ -70,7 +70,7 @@ async def _read(daemon: Daemon, connection: ServerConnection, session: Session, 
             return
         if outer == "ping":
             socket.put('{"type":"pong"}')
-        elif outer == "session" and isinstance(message["message"], dict):
+        elif outer == "session" and isinstance(message.get("message"), dict):
             take(daemon, session, message["message"])
         elif outer != "recording_state":
             _not_understood(session, message, frame)

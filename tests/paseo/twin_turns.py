@@ -52,6 +52,8 @@ class Process(Voice):
             await self.interrupt(old)
             if self.opencode:
                 daemon.update(agent)
+        if self._gone():
+            return
         if self.busy is not None:
             self.refuse(STUCK, reply)
         elif self.broken:
