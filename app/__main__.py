@@ -201,6 +201,8 @@ async def _greet(house: "House", url: str) -> None:
     with anyio.move_on_after(LOOK_S):
         await house.rooms.healths.looked.wait()
     lines = [f"Alameda {service_version()} answers at {url}", f"  console   {_console(house, url)}"]
+    if house.rooms.keys.anyone is not None:
+        lines.append("  WARNING   ALAMEDA_AUTH=none: every user and program on this machine can act")
     if house.key_file is not None:
         lines.append(f"  API key   in {house.key_file}")
     for backend, seen in house.rooms.healths.backends():

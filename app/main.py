@@ -208,6 +208,8 @@ async def _furnished(settings: Settings, database: Database, *, alone: bool) -> 
                 lifecycle,
                 turns_per_owner=settings.limits.turns_per_owner,
                 queue_per_session=settings.limits.queue_per_session,
+                prompt_bytes=settings.limits.prompt_bytes,
+                attachments=settings.limits.attachments,
             ),
             permissions=Permissions(database),
             feed=feed,

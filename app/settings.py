@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """Host names under which a client on this machine may call us."""
@@ -49,7 +50,7 @@ def _absolute(path: Path) -> Path:
 
 
 Absolute = Annotated[Path, AfterValidator(lambda path: _absolute(path.expanduser()))]
-Roots = Annotated[tuple[Absolute, ...], NoDecode, _split(os.pathsep)]
+Roots = Annotated[tuple[Absolute, ...], NoDecode, _split(os.pathsep), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], NoDecode, _split(",")]
 
 
@@ -71,7 +72,7 @@ class BackendSettings(_Strict):
     """ACP: variables for the agent, beside the few that every agent gets."""
     filesystem: Literal["shared", "remote"] = "shared"
     """Whether the backend's disk is this machine's."""
-    roots: tuple[Absolute, ...] | None = None
+    roots: Annotated[tuple[Absolute, ...], Field(min_length=1)] | None = None
     """Where a session's `cwd` may lie; default: `ALAMEDA_ALLOWED_ROOTS`."""
     default_cwd: Absolute | None = None
     """`cwd` of a session that names none; default: the first root."""
@@ -296,7 +297,7 @@ def _variable(loc: tuple[int | str, ...]) -> str:
         return ""
     first, *rest = loc
     name = str(first)
-    if name == "backends":
+    if name == "backends" and rest:
         return ".".join(map(str, loc))
     variable = name if name.isupper() else f"ALAMEDA_{name.upper()}"
     inner = [part.upper() for part in rest if isinstance(part, str)] if name in ("limits", "timing") else []
@@ -336,6 +337,10 @@ def load_settings(**arguments: Any) -> Settings:
     """
     try:
         return Settings(**{name: value for name, value in arguments.items() if value is not None})
+    except SourceError as error:
+        named = re.search(r'field "(\w+)"', str(error))
+        variable = _variable((named[1],)) if named else "a variable"
+        raise SettingsError(f"{variable}: must be JSON; the file of ALAMEDA_CONFIG is easier") from None
     except ValidationError as error:
         lines = []
         for item in error.errors(include_input=False, include_url=False):

@@ -227,6 +227,7 @@ def upgrade() -> None:
         sa.Column("response", postgresql.JSON(astext_type=sa.Text()), nullable=True),
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("option_id", sa.Text(), nullable=True),
+        sa.Column("refusal", sa.Text(), nullable=True),
         sa.Column("resolved_by", sa.Text(), nullable=True),
         sa.Column("actor", sa.Text(), nullable=True),
         sa.Column(

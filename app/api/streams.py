@@ -18,7 +18,16 @@ from app.domain.errors import (
 )
 from app.domain.ids import Owner, SessionId, TurnId
 from app.domain.keys import Principal
-from app.engine.feed import OWNER_DEFAULT, Cursor, FeedStep, Filter, Following, Patience, parse_cursor
+from app.engine.feed import (
+    OWNER_DEFAULT,
+    Cursor,
+    FeedStep,
+    Filter,
+    Following,
+    Patience,
+    StreamPlace,
+    parse_cursor,
+)
 from app.engine.keys import Pass
 
 LastEventId = Annotated[str | None, Header(description="The last `id` seen: the stream goes on after it.")]
@@ -103,22 +112,21 @@ class Opener:
     """Whoever opens a stream, by key or by ticket."""
 
     principal: Principal
+    place: StreamPlace
     used: Pass | None = None
 
 
 async def _admit(asked: StreamRequest, target: str) -> Opener:
     """Find out who asks; refuse what may not be opened now. A ticket is not used up by a refusal."""
     keys, holder = asked.rooms.keys, asked.holder
-    if holder.principal is not None:
-        opener = Opener(holder.principal)
-    else:
+    principal, used = holder.principal, None
+    if principal is None:
         ticket = asked.ticket or ""
         used = await holder.patience.wait_for(lambda: keys.redeem(ticket, target, address(asked.request)))
-        opener = Opener(used.principal, used)
+        principal = used.principal
     if asked.rooms.lifecycle.draining:
         raise Draining
-    asked.rooms.streams.check(opener.principal)
-    return opener
+    return Opener(principal, asked.rooms.streams.take(principal), used)
 
 
 def _refused(asked: StreamRequest, error: DomainError) -> Response:
@@ -157,16 +165,15 @@ async def stream_owner(asked: StreamRequest, project_id: str | None) -> Response
         else Filter(types=OWNER_DEFAULT, deltas=asked.deltas)
     )
     rooms = asked.rooms
-    try:
-        opener = await _admit(asked, "all")
+
+    async def open_all(opener: Opener) -> Response:
+        check = rooms.keys.check(opener.principal, opener.used)
+        owner, version = opener.principal.owner, asked.holder.keys_version
+        steps = rooms.feed.follow_owner(owner, project_id, shown, check, version)
         await _use(asked, opener)
-    except (Draining, DatabaseUnavailable, TooManyStreams) as error:
-        return _refused(asked, error)
-    check = rooms.keys.check(opener.principal, opener.used)
-    steps = rooms.feed.follow_owner(
-        opener.principal.owner, project_id, shown, check, asked.holder.keys_version
-    )
-    return _respond(rooms, opener, steps, None)
+        return _respond(rooms, opener, steps, None)
+
+    return await _opened(asked, "all", open_all)
 
 
 async def _open(
@@ -174,17 +181,33 @@ async def _open(
 ) -> Response:
     """Open the stream that `follow` finds; identifying, finding and opening share one patience."""
     rooms = asked.rooms
-    try:
-        opener = await _admit(asked, target)
+
+    async def open_found(opener: Opener) -> Response:
         following = await asked.holder.patience.wait_for(lambda: follow(opener.principal.owner))
         if following.is_at_end:
+            opener.place.give_back()
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
         await _use(asked, opener)
+        check = rooms.keys.check(opener.principal, opener.used)
+        steps = rooms.feed.follow(following, check, keys_version=asked.holder.keys_version)
+        return _respond(rooms, opener, steps, following.session_id)
+
+    return await _opened(asked, target, open_found)
+
+
+async def _opened(
+    asked: StreamRequest, target: str, open_it: Callable[[Opener], Awaitable[Response]]
+) -> Response:
+    """The answer to a request for a stream; its place is given back if it is not opened after all."""
+    try:
+        opener = await _admit(asked, target)
+        try:
+            return await open_it(opener)
+        except BaseException:
+            opener.place.give_back()
+            raise
     except (Draining, DatabaseUnavailable, TooManyStreams) as error:
         return _refused(asked, error)
-    check = rooms.keys.check(opener.principal, opener.used)
-    steps = rooms.feed.follow(following, check, keys_version=asked.holder.keys_version)
-    return _respond(rooms, opener, steps, following.session_id)
 
 
 async def _use(asked: StreamRequest, opener: Opener) -> None:
@@ -206,6 +229,6 @@ def _respond(
     return EventStream(
         encoded(steps, session_id),
         send_timeout_s=rooms.send_timeout_s,
-        counted=rooms.streams.counted(opener.principal),
+        counted=opener.place,
         on_end=ended,
     )

@@ -1,6 +1,7 @@
 """Routes of turns, and prompt-stream: ensure, prompt and follow in one call."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -42,7 +43,7 @@ from app.domain.errors import (
 from app.domain.ids import SessionId, TurnId
 from app.domain.keys import Principal
 from app.domain.turns import Turn, TurnStatus
-from app.engine.feed import Filter
+from app.engine.feed import Filter, StreamPlace
 from app.engine.turns import Idempotency
 
 router = APIRouter(prefix="/v1", tags=["turns"])
@@ -91,7 +92,29 @@ def _wait(prefer: str | None) -> float:
     return min(int(found[1]), MAX_WAIT_S) if found else 0.0
 
 
-async def _stream_answer(rooms: Rooms, caller: Principal, turn: Turn, *, replayed: bool) -> EventStream:
+Admit = Callable[[], Awaitable[tuple[Turn, bool]]]
+"""Admits a prompt, or finds it admitted before."""
+
+
+async def _answer(rooms: Rooms, caller: Principal, admit: Admit, *, stream: bool, wait_s: float) -> Response:
+    """Admit a prompt, and answer in the form that was asked for."""
+    if stream:
+        place = rooms.streams.take(caller)  # before anything is admitted
+        try:
+            turn, replayed = await admit()
+            return await _stream_answer(rooms, caller, turn, place, replayed=replayed)
+        except BaseException:
+            place.give_back()
+            raise
+    turn, replayed = await admit()
+    if wait_s:
+        turn = await rooms.turns.wait(caller.owner, turn.id, wait_s)
+    return _turn_answer(turn, replayed=replayed)
+
+
+async def _stream_answer(
+    rooms: Rooms, caller: Principal, turn: Turn, place: StreamPlace, *, replayed: bool
+) -> EventStream:
     """The turn's own stream as the answer of the prompt: the same events as on its GET."""
     following = await rooms.feed.open_turn(caller.owner, turn.id, "start", Filter(turn=turn.id))
     check, version = rooms.keys.check(caller), rooms.feed.keys_version
@@ -108,7 +131,7 @@ async def _stream_answer(rooms: Rooms, caller: Principal, turn: Turn, *, replaye
         encoded(steps, following.session_id),
         headers=headers,
         send_timeout_s=rooms.send_timeout_s,
-        counted=rooms.streams.counted(caller),
+        counted=place,
         on_lost=lost if turn.request.on_disconnect == "cancel" else None,
     )
 
@@ -128,22 +151,13 @@ async def prompt_session(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a prompt: 202 once its `turn.queued` is committed, or as `Prefer` or `Accept` ask."""
-    streaming = _wants_stream(request)
-    if streaming:
-        rooms.streams.check(caller)
-    idempotency = (
-        Idempotency.of(idempotency_key, "turns", session_id, body.model_dump(mode="json", exclude_unset=True))
-        if idempotency_key
-        else None
-    )
-    turn, replayed = await rooms.turns.admit(
-        caller.owner, SessionId(session_id), body.to_domain(), idempotency
-    )
-    if streaming:
-        return await _stream_answer(rooms, caller, turn, replayed=replayed)
-    if seconds := _wait(prefer):
-        turn = await rooms.turns.wait(caller.owner, turn.id, seconds)
-    return _turn_answer(turn, replayed=replayed)
+    content = body.model_dump(mode="json", exclude_unset=True)
+    key = Idempotency.of(idempotency_key, "turns", session_id, content) if idempotency_key else None
+
+    async def admit() -> tuple[Turn, bool]:
+        return await rooms.turns.admit(caller.owner, SessionId(session_id), body.to_domain(), key)
+
+    return await _answer(rooms, caller, admit, stream=_wants_stream(request), wait_s=_wait(prefer))
 
 
 @router.post(
@@ -167,19 +181,21 @@ async def prompt_stream(
     body: PromptStreamBody, caller: Prompter, rooms: RoomsDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Ensure a session, prompt it and stream the turn; the stream ends after the terminal event."""
-    rooms.streams.check(caller)
-    idempotency = None
-    if idempotency_key:
-        content = body.model_dump(mode="json", exclude_unset=True)
-        idempotency = Idempotency.of(idempotency_key, "prompt-stream", body.session_id, content)
-        earlier = await rooms.turns.earlier(caller.owner, idempotency)
-        if earlier is not None:
-            return await _stream_answer(rooms, caller, earlier, replayed=True)
-    ensured = await rooms.sessions.ensure(caller, body.ensure())
-    turn, replayed = await rooms.turns.admit(
-        caller.owner, ensured.session.session_id, body.prompt(), idempotency
+    content = body.model_dump(mode="json", exclude_unset=True)
+    key = (
+        Idempotency.of(idempotency_key, "prompt-stream", body.session_id, content)
+        if idempotency_key
+        else None
     )
-    return await _stream_answer(rooms, caller, turn, replayed=replayed)
+
+    async def admit() -> tuple[Turn, bool]:
+        earlier = await rooms.turns.earlier(caller.owner, key) if key is not None else None
+        if earlier is not None:
+            return earlier, True
+        ensured = await rooms.sessions.ensure(caller, body.ensure())
+        return await rooms.turns.admit(caller.owner, ensured.session.session_id, body.prompt(), key)
+
+    return await _answer(rooms, caller, admit, stream=True, wait_s=0)
 
 
 @router.get("/sessions/{session_id}/turns", responses=problems(SessionNotFound, InvalidCursor))
@@ -262,12 +278,9 @@ async def retry_turn(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a new turn with the same prompt and limits: the caller's own decision to run it again."""
-    idempotency = Idempotency.of(idempotency_key, "retry", turn_id, {}) if idempotency_key else None
-    if _wants_stream(request):
-        rooms.streams.check(caller)
-    turn, replayed = await rooms.turns.retry(caller.owner, TurnId(turn_id), idempotency)
-    if _wants_stream(request):
-        return await _stream_answer(rooms, caller, turn, replayed=replayed)
-    if seconds := _wait(prefer):
-        turn = await rooms.turns.wait(caller.owner, turn.id, seconds)
-    return _turn_answer(turn, replayed=replayed)
+    key = Idempotency.of(idempotency_key, "retry", turn_id, {}) if idempotency_key else None
+
+    async def admit() -> tuple[Turn, bool]:
+        return await rooms.turns.retry(caller.owner, TurnId(turn_id), key)
+
+    return await _answer(rooms, caller, admit, stream=_wants_stream(request), wait_s=_wait(prefer))

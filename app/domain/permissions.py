@@ -47,6 +47,8 @@ class Permission:
     option_id: str | None
     by: ResolvedBy | None
     actor: str | None
+    refusal: str | None
+    """Why the backend did not honour the last answer."""
     response: Response | None
     requested_at: datetime
     expires_at: datetime | None

@@ -4,8 +4,7 @@ A step is what happens on a stream; the edge makes bytes of it. Nothing is kept 
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
@@ -218,6 +217,25 @@ class Patience:
             raise DatabaseUnavailable
 
 
+class StreamPlace:
+    """The place of one stream: given back at its end, or at once if it is never opened."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+
+    def give_back(self) -> None:
+        """Give the place back, once, however often this is called."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
+
+    def __enter__(self) -> None:
+        """The stream is open."""
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
 class Streams:
     """How many streams are open, for each key and for this process; each bound answers with 429."""
 
@@ -232,28 +250,24 @@ class Streams:
         """Streams that are open now."""
         return self._open.total()
 
-    def check(self, caller: Principal) -> None:
-        """Refuse a stream past a bound.
+    def take(self, caller: Principal) -> "StreamPlace":
+        """A place for one more stream, taken from now on until it is given back.
 
         Raises:
             TooManyStreams: close one first.
         """
-        if self.open >= self._total or self._open[caller.key_id or caller.owner] >= self._per_key:
-            raise TooManyStreams
-
-    @contextmanager
-    def counted(self, caller: Principal) -> Iterator[None]:
-        """Count one stream for as long as the context lasts."""
         name = caller.key_id or caller.owner
+        if self.open >= self._total or self._open[name] >= self._per_key:
+            raise TooManyStreams
         self._open[name] += 1
-        try:
-            yield
-        finally:
-            self._open[name] -= 1
-            if self._open[name] <= 0:
-                del self._open[name]
-            if not self._open:
-                self._none.set()
+        return StreamPlace(lambda: self._give_back(name))
+
+    def _give_back(self, name: KeyId | Owner) -> None:
+        self._open[name] -= 1
+        if self._open[name] <= 0:
+            del self._open[name]
+        if not self._open:
+            self._none.set()
 
     async def all_closed(self) -> None:
         """Wait until no stream is open."""

@@ -12,7 +12,7 @@ from app.domain.events import Opened, SessionOpened, SessionUpdated
 from app.domain.sessions import Session
 from app.engine.hosted import Hosted
 from app.engine.intents import describe
-from app.engine.paths import check_effective
+from app.engine.paths import check_effective, check_requested
 from app.store import eventlog, intents, sessions
 from app.store.intents import Intent
 
@@ -41,7 +41,8 @@ class Keeper:
         return AgentSpec(
             creation_key=session.creation_key,
             provider=session.provider,
-            cwd=session.requested_cwd or session.cwd,
+            # Checked again at use: a link may point elsewhere by now.
+            cwd=check_requested(session.requested_cwd or session.cwd, self._hosted.backend.place),
             model=session.model,
             mode=session.mode,
             thinking=session.thinking,

@@ -123,9 +123,9 @@ class Keys:
         cached = self._cache.get(digest)
         if cached is not None and cached[0] > time.monotonic():
             return cached[1]
-        self._guesses.check(address)
         principal = await self._recognise(token or "")
-        if principal is None:
+        if principal is None:  # a valid key passes, however many wrong ones came from the same address
+            self._guesses.check(address)
             if token:
                 self._guesses.note(address)
             raise Unauthenticated

@@ -25,6 +25,7 @@ def check_requested(cwd: str | None, place: Place) -> str:
         _check_lexically(path, place)
         return text
     try:
+        path.stat()  # as the system walks it: `file/..` is no directory, though it resolves to one
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise PathNotAllowed(detail="cwd does not exist on this machine") from None

@@ -76,6 +76,8 @@ class Permissions:
                     if permission.status not in WAITING:
                         break
                     if taken and permission.status == "pending":
+                        if permission.refusal is not None:
+                            raise UnsupportedByBackend(detail=permission.refusal)
                         raise BackendIsDown(detail="the backend did not take the answer; it is still pending")
                     with anyio.move_on_after(1.0):  # covers a lost bell
                         await wakeup.wait()

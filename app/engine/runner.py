@@ -23,6 +23,7 @@ from app.backends.base import (
     Prompt,
     SendFailed,
 )
+from app.domain.errors import PathNotAllowed
 from app.domain.events import (
     Error,
     Limit,
@@ -177,7 +178,7 @@ class Runner:
             await self._end(TurnFailed(error=lost, delivered="unknown"))
         except BackendUnavailable:
             self._postponed_until = time.monotonic() + POSTPONE_S
-        except BackendError as error:
+        except (BackendError, PathNotAllowed) as error:
             rejected = Error(code="backend_rejected", message=str(error), retriable=False)
             await self._end(TurnFailed(error=rejected, delivered="unknown"))
 
@@ -227,7 +228,7 @@ class Runner:
                 )
             else:
                 self._postponed_until = time.monotonic() + 2.0
-        except BackendError as error:
+        except (BackendError, PathNotAllowed) as error:
             await self._end_unsent(turn, Error(code="backend_rejected", message=str(error), retriable=False))
         return None
 
@@ -439,9 +440,12 @@ class Runner:
             waiting.sent = None
             waiting.expires_at = time.monotonic() + REPEAT_S if by == "timeout" else expires_at
 
+            refusal = str(error) if isinstance(error, BackendRejected) else None
+            session = self._hosted.lease.session
+
             async def reopen() -> None:
                 async with self._hosted.database.begin() as db:
-                    await permissions.reopen(db, waiting.id)
+                    await permissions.reopen(db, session, waiting.id, refusal)
 
             await self._hosted.database.retrying(reopen)
             if isinstance(error, BackendRejected) and by == "policy":

@@ -133,6 +133,7 @@ class Sessions:
         async with self._database.begin() as db:
             if backend.name in await health.drains(db):
                 raise Draining
+            await turns.lock_owner(db, caller.owner)  # so that the bound holds for ensures at the same moment
             if await sessions.count_open(db, caller.owner) >= self._sessions_per_owner:
                 raise TooManySessions
             key = await sessions.make(

@@ -21,6 +21,7 @@ from app.domain.errors import (
     SessionIsClosed,
     TurnNotEnded,
     UnsupportedByBackend,
+    ValidationFailed,
 )
 from app.domain.events import CancelCause, TurnCancelled, TurnQueued
 from app.domain.ids import Owner, SessionId, TurnId, new_turn_id
@@ -64,12 +65,16 @@ class Turns:
         *,
         turns_per_owner: int,
         queue_per_session: int,
+        prompt_bytes: int,
+        attachments: int,
     ) -> None:
         self._database = database
         self._registry = registry
         self._lifecycle = lifecycle
         self._turns_per_owner = turns_per_owner
         self._queue_per_session = queue_per_session
+        self._prompt_bytes = prompt_bytes
+        self._attachments = attachments
 
     async def admit(
         self,
@@ -84,6 +89,7 @@ class Turns:
             SessionBusy, SessionIsClosed, BackendSessionLost, QueueFull, Draining, BackendIsDown: not now.
             IdempotencyKeyReused, RequestInProgress: the key stands for something else, or for one under way.
         """
+        self._check_size(request)
         async with self._database.begin() as db:
             if idempotency is not None:
                 earlier = await self._earlier(db, owner, idempotency)
@@ -111,6 +117,15 @@ class Turns:
             turn = await turns.get(db, owner, turn_id)
         log.info("turn_admitted", turn_id=turn_id, session_id=session_id)
         return turn, False
+
+    def _check_size(self, request: PromptRequest) -> None:
+        for what, size, most in (
+            ("prompt", len(request.prompt.encode()), self._prompt_bytes),
+            ("attachments", len(request.attachments), self._attachments),
+        ):
+            if size > most:
+                error = {"loc": ["body", what], "msg": f"at most {most}", "type": "too_long"}
+                raise ValidationFailed(errors=[error])
 
     async def earlier(self, owner: Owner, idempotency: Idempotency) -> Turn | None:
         """The turn that this key admitted before.
@@ -152,6 +167,7 @@ class Turns:
                 raise SessionBusy(open_turn_id=open_turns[0].id if open_turns else None)
             if await health.is_up(db, session.backend) is False:
                 raise BackendIsDown(detail=f"{session.backend} does not answer")
+        await turns.lock_owner(db, session.owner)  # so that the bound holds for admissions at the same moment
         if len(open_turns) >= self._queue_per_session:
             raise QueueFull
         if await turns.count_open(db, session.owner) >= self._turns_per_owner:

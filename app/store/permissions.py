@@ -19,6 +19,7 @@ from app.domain.events import (
 )
 from app.domain.ids import Owner, PermissionId, SessionId, SessionKey, TurnId
 from app.domain.permissions import WAITING, Permission, PermissionStatus, Response
+from app.store.database import ring_after_commit
 from app.store.paging import Page, older_than, page
 from app.store.tables import PermissionRow, SessionRow
 
@@ -50,6 +51,7 @@ def _permission(row: Any) -> Permission:
         option_id=p.option_id,
         by=p.resolved_by,
         actor=p.actor,
+        refusal=p.refusal,
         response=None if p.response is None else Response(**p.response),
         requested_at=p.requested_at,
         expires_at=p.expires_at,
@@ -113,6 +115,7 @@ async def answer(db: AsyncSession, permission_id: PermissionId, response: Respon
         .values(
             status="answering",
             actor=actor,
+            refusal=None,
             response={name: getattr(response, name) for name in Response.__slots__},
         )
         .returning(PermissionRow.id)
@@ -120,13 +123,16 @@ async def answer(db: AsyncSession, permission_id: PermissionId, response: Respon
     return done is not None
 
 
-async def reopen(db: AsyncSession, permission_id: PermissionId) -> None:
-    """Take an answer back that the backend did not take: it is pending again."""
+async def reopen(
+    db: AsyncSession, session: SessionKey, permission_id: PermissionId, refusal: str | None
+) -> None:
+    """Take an answer back that the backend did not take: it is pending again, `refusal` says why."""
     await db.execute(
         update(PermissionRow)
         .where(PermissionRow.id == permission_id, PermissionRow.status == "answering")
-        .values(status="pending", response=None, actor=None)
+        .values(status="pending", response=None, actor=None, refusal=refusal)
     )
+    ring_after_commit(db, session)
 
 
 _STATUS: dict[str, PermissionStatus] = {

@@ -237,6 +237,8 @@ class PermissionRow(Base):
     response: Mapped[Any | None] = mapped_column(JSON)
     outcome: Mapped[str | None]
     option_id: Mapped[str | None]
+    refusal: Mapped[str | None]
+    """Why the backend did not honour the last answer; it is pending again."""
     resolved_by: Mapped[str | None]
     actor: Mapped[str | None]
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -127,6 +127,11 @@ async def list_turns(
     return page([(t.created_at, t.id, t) for t in map(_turn, rows)], limit)
 
 
+async def lock_owner(db: AsyncSession, owner: Owner) -> None:
+    """Let one transaction at a time count and admit for an owner. Taken last: after the session's row."""
+    await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"owner:{owner}", 0))))
+
+
 async def count_open(db: AsyncSession, owner: Owner) -> int:
     """The owner's open turns."""
     query = select(func.count()).select_from(TurnRow).join(SessionRow, SessionRow.id == TurnRow.session)

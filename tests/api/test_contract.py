@@ -1,6 +1,7 @@
 """The contract: what the document says is what the service does, and nothing less than was promised."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.core.transport import DEFAULT_RESPONSE_TIMEOUT
 from schemathesis.specs.openapi.checks import (
+    ignored_auth,
     negative_data_rejection,
     positive_data_acceptance,
     unsupported_method,
@@ -157,9 +160,10 @@ def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
         document = client.get("/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.base_url = house.url
+    warnings.filterwarnings("ignore", "Do not use the `random` module")
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
-        assert operation is not None, result
         label = f"{operation.method.upper()} {operation.path}"
         if STREAMS.search(operation.path) or operation.path.endswith("/api-keys/{key_id}"):
             continue
@@ -167,19 +171,20 @@ def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=12,
+            max_examples=5,
             deadline=None,
             database=None,
             derandomize=True,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        def ask(case: schemathesis.Case) -> None:
+        def ask(case: schemathesis.Case[Any]) -> None:
             _aim(case, turn_id)
             headers = {"Authorization": f"Bearer {house.key}"}
             response = case.call(headers=headers, timeout=DEFAULT_RESPONSE_TIMEOUT)
             assert response.status_code < 500 or response.status_code in (502, 503), response.text
-            case.validate_response(response, excluded_checks=list(UNSUITABLE), headers=headers)
+            unsuitable = [*UNSUITABLE, *([ignored_auth] if is_open(case.path) else [])]
+            case.validate_response(response, excluded_checks=unsuitable, headers=headers)
 
         try:
             ask()
@@ -188,7 +193,7 @@ def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
     return failures, asked
 
 
-def _aim(case: schemathesis.Case, turn_id: str) -> None:
+def _aim(case: schemathesis.Case[Any], turn_id: str) -> None:
     """Half of the generated names do not exist: let some of them be known, and nothing wait for long."""
     names = case.path_parameters or {}
     if "session_id" in names and case.method not in ("DELETE", "PUT"):

@@ -285,6 +285,8 @@ SESSION = Session(
     thinking=None,
     title=None,
     system_prompt="canary",
+    worktree=None,
+    provider_session_id=None,
     mcp_servers={"x": {"env": {"TOKEN": "canary"}}},
     labels={"team": "blue"},
     status="active",
@@ -430,6 +432,7 @@ def test_t16_a_permission_shows_all_that_will_run() -> None:
         requested_at=AT.astimezone(UTC),
         expires_at=AT,
         resolved_at=None,
+        refusal=None,
     )
     view = PermissionView.from_domain(permission).model_dump(mode="json")
     assert view["detail"]["command"] == view["input"]["command"] == command

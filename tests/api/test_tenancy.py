@@ -167,6 +167,7 @@ async def test_t13_ensure_attaches_nobody_to_another_owner_s_session(house: Hous
     before = await house.get(f"/v1/sessions/{hers['session']}")
     async with tenant(house) as client:
         body = {"agent": "demo", "cwd": str(house.cwd), "chat_id": HERS["chat_id"]}
+        made: dict[str, Any] = {}
         for if_exists in ("reject", "update", "reuse"):
             if by == "session_id":
                 path = f"/v1/sessions/{HERS['session_id']}"
