@@ -2,10 +2,11 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio
 import structlog
@@ -48,6 +49,9 @@ log = structlog.get_logger(__name__)
 KEY_FILE = "api-key"
 """File in the data directory that holds the first key."""
 
+BuildRegistry: TypeAlias = Callable[[Settings, TaskGroup], Registry]
+"""Makes the backends; their tasks run in the house's group."""
+
 
 def service_version() -> str:
     """The version of this Alameda."""
@@ -57,12 +61,15 @@ def service_version() -> str:
         return "0.0.0"
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application; its lifespan opens the house, whose use-cases are `app.state.rooms`."""
+def create_app(settings: Settings, build: BuildRegistry | None = None) -> FastAPI:
+    """The application; its lifespan opens the house, whose use-cases are `app.state.rooms`.
+
+    `build` makes other backends than the settings ask for.
+    """
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
-        async with open_house(settings) as house:
+        async with open_house(settings, build) as house:
             application.state.rooms = house.rooms
             application.state.house = house
             yield
@@ -136,7 +143,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(settings: Settings) -> AsyncIterator[House]:
+async def open_house(settings: Settings, build: BuildRegistry | None = None) -> AsyncIterator[House]:
     """Every room, joined; what is entered last leaves first."""
     async with AsyncExitStack() as stack:
         postgres: EmbeddedPostgres | None = None
@@ -163,17 +170,21 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
         bell = Bell()
         database = Database(address, direct, bell, pool_size=settings.database_pool)
         stack.push_async_callback(database.aclose)
-        house = await stack.enter_async_context(_furnished(settings, database, alone=postgres is not None))
+        house = await stack.enter_async_context(
+            _furnished(settings, database, build or build_registry, alone=postgres is not None)
+        )
         house.postgres = postgres
         yield house
 
 
 @asynccontextmanager
-async def _furnished(settings: Settings, database: Database, *, alone: bool) -> AsyncIterator[House]:
+async def _furnished(
+    settings: Settings, database: Database, build: BuildRegistry, *, alone: bool
+) -> AsyncIterator[House]:
     replica = f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-8:]}"
     async with anyio.create_task_group() as tasks:
         events = EventLog(database)
-        registry = build_registry(settings, tasks)
+        registry = build(settings, tasks)
         lifecycle = Lifecycle()
         leases = Leases(database, replica, registry.names(), registry.mortal())
         hosts = Hosts(

@@ -250,7 +250,13 @@ async def open_house(
             trust_env=False,
         ) as client,
     ):
-        tasks.start_soon(server.serve, [listener])
+        ended = anyio.Event()
+
+        async def serve() -> None:
+            await server.serve([listener])
+            ended.set()
+
+        tasks.start_soon(serve)
         service: Service = application.state.house
         with anyio.fail_after(PATIENCE):
             await service.rooms.healths.looked.wait()
@@ -260,3 +266,5 @@ async def open_house(
             service.rooms.lifecycle.drain()
             await client.aclose()
             server.should_exit = True
+            with anyio.CancelScope(shield=True):
+                await ended.wait()  # also when the test failed: else its socket's number is another's soon

@@ -4,13 +4,13 @@ A page becomes one write. Frames are `id`, `event`, one `data` line, LF only; co
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 import anyio
 import structlog
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from app.engine.feed import (
@@ -39,7 +39,7 @@ _PING = b": ping\n\n"
 def frames(events: Sequence[Logged], *, ids: bool = True) -> bytes:
     """Durable events on the wire; the replayed frame is byte for byte the live one."""
     if ids:
-        return "".join(f"id: {e.seq}\nevent: {e.type}\ndata: {e.data}\n\n" for e in events).encode()
+        return b"".join([event.frame for event in events])
     return "".join(f"event: {e.type}\ndata: {e.data}\n\n" for e in events).encode()
 
 
@@ -107,7 +107,7 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        content: AsyncIterable[bytes],
+        content: AsyncGenerator[bytes],
         *,
         headers: dict[str, str] | None = None,
         send_timeout_s: float = 25.0,
@@ -122,8 +122,10 @@ class EventStream(EventSourceResponse):
             headers={"Cache-Control": "no-store, no-transform", **(headers or {})},
             sep="\n",
             ping=0,
-            send_timeout=send_timeout_s,
         )
+        self._content = content
+        self._send_timeout_s = send_timeout_s
+        self._sending_since: float | None = None
         self._counted = counted or nullcontext()
         self._on_lost = on_lost
         self._on_end = on_end
@@ -135,7 +137,7 @@ class EventStream(EventSourceResponse):
             with self._counted:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._write, send, tasks.cancel_scope)
-                    await self._listen_for_disconnect(receive)
+                    await self._watch_reader(receive)
                     tasks.cancel_scope.cancel()
         finally:
             with anyio.move_on_after(5.0, shield=True):
@@ -146,10 +148,32 @@ class EventStream(EventSourceResponse):
 
     async def _write(self, send: Send, scope: anyio.CancelScope) -> None:
         try:
-            await self._stream_response(send)
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            async with aclosing(self._content) as chunks:
+                async for chunk in chunks:
+                    self._sending_since = anyio.current_time()
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    self._sending_since = None
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             self._finished = True
-        except SendTimeoutError:
-            log.info("slow_consumer_cut")  # the listening socket's TCP_USER_TIMEOUT closes the connection
         except Exception:
             log.exception("stream_crashed")
         scope.cancel()
+
+    async def _watch_reader(self, receive: Receive) -> None:
+        """Return once the reader has left, or has taken in nothing for as long as one write may last.
+
+        Looks at a write no sooner than it may be late, so that a write that returns at once needs no timer.
+        """
+        while True:
+            since = self._sending_since
+            begun = anyio.current_time() if since is None else since
+            with anyio.CancelScope(deadline=begun + self._send_timeout_s):
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                return
+            if since is not None and since == self._sending_since:
+                log.info("slow_consumer_cut")  # the listening socket's TCP_USER_TIMEOUT closes the connection
+                return

@@ -3,7 +3,7 @@
 A step is what happens on a stream; the edge makes bytes of it. Nothing is kept per follower but a number.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
@@ -296,6 +296,8 @@ class Feed:
         self._outage = False
         self._gone: set[SessionKey] = set()
         self._keys_version = 0
+        self._resting: OrderedDict[Wakeup, float] = OrderedDict()
+        """Who waits for the bell, and when its heartbeat is due; who began to wait first stands first."""
         events.on_stall.append(lambda _: database.bell.ring_all())
         lifecycle.on_drain.append(database.bell.ring_all)
         database.bell.watch_keys(self._keys_changed)
@@ -307,14 +309,33 @@ class Feed:
 
     def _keys_changed(self) -> None:
         self._keys_version += 1
-        self._database.bell.ring_all()
+        self._database.bell.wake_all()
 
     async def run(self) -> None:
-        """Look at all followed sessions every now and then, until cancelled."""
-        last: dict[SessionKey, Seq] = {}
+        """Look at all followed sessions every now and then, and let silent streams beat, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._beat)
+            await self._poll()
+
+    async def _beat(self) -> None:
+        """One timer for all streams: as they all rest equally long, only the first has to be looked at."""
+        due = anyio.current_time() + self._heartbeat_s
+        while True:
+            await anyio.sleep_until(due)
+            due = anyio.current_time() + self._heartbeat_s
+            while self._resting:
+                wakeup, at = self._resting.popitem(last=False)
+                if at > anyio.current_time():
+                    self._resting[wakeup] = due = at
+                    self._resting.move_to_end(wakeup, last=False)
+                    break
+                wakeup.set()
+
+    async def _poll(self) -> None:
+        bell = self._database.bell
         while True:
             await anyio.sleep(POLL_S)
-            followed = list(self._database.bell.followed)
+            followed, forgotten = list(bell.followed), bell.forgotten
             try:
                 async with self._database.begin() as db:
                     found = await sessions.positions(db, followed)
@@ -322,11 +343,10 @@ class Feed:
                 self._set_outage(True)
                 continue
             self._set_outage(False)
+            bell.grew(found, tells_heads=bell.forgotten == forgotten)
             self._gone = {key for key in followed if key not in found}
-            self._database.bell.ring(
-                [key for key in followed if key in self._gone or last.get(key) != found[key]]
-            )
-            last = found
+            if self._gone:
+                bell.ring(self._gone)
             self._events.forget_unfollowed()
 
     def _set_outage(self, outage: bool) -> None:
@@ -441,10 +461,12 @@ class Feed:
 
     async def _rest(self, wakeup: Wakeup) -> bool:
         """Wait for the bell; false if a heartbeat is due."""
-        with anyio.move_on_after(self._heartbeat_s):
+        self._resting[wakeup] = anyio.current_time() + self._heartbeat_s
+        try:
             await wakeup.wait()
-            return True
-        return False
+        finally:
+            was_resting = self._resting.pop(wakeup, None) is not None
+        return was_resting
 
     async def _last_seq(self, session: SessionKey) -> Seq:
         async with self._database.begin() as db:
@@ -558,8 +580,8 @@ def _before_rebinding(page: list[Logged], following: Following) -> tuple[list[Lo
     """The part of the page before the session got another name, and whether that was not all of it."""
     for index, event in enumerate(page):
         if (
-            event.seq > following.last_seq
-            and event.type == "session.opened"
+            event.type == "session.opened"
+            and event.seq > following.last_seq
             and '"how":"rebound"' in event.body
             and f'"session_id":"{following.session_id}"' not in event.body
         ):

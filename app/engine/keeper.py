@@ -82,10 +82,13 @@ class Keeper:
             return self.agent
         session = self._hosted.session
         assert session.agent_session_id is not None
-        agent = await self._hosted.backend.load(
-            self._spec(), session.agent_session_id, session.cursor, attempt
+        try:
+            spec = self._spec()
+        except PathNotAllowed as error:  # an agent cannot work where its directory was
+            raise AgentLost(str(error)) from None
+        return self._hold(
+            await self._hosted.backend.load(spec, session.agent_session_id, session.cursor, attempt)
         )
-        return self._hold(agent)
 
     async def open(self, intent: Intent) -> None:
         """Have the agent there: made, loaded again, or found to be held already."""

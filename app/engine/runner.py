@@ -23,7 +23,6 @@ from app.backends.base import (
     Prompt,
     SendFailed,
 )
-from app.domain.errors import PathNotAllowed
 from app.domain.events import (
     Error,
     Limit,
@@ -178,7 +177,7 @@ class Runner:
             await self._end(TurnFailed(error=lost, delivered="unknown"))
         except BackendUnavailable:
             self._postponed_until = time.monotonic() + POSTPONE_S
-        except (BackendError, PathNotAllowed) as error:
+        except BackendError as error:
             rejected = Error(code="backend_rejected", message=str(error), retriable=False)
             await self._end(TurnFailed(error=rejected, delivered="unknown"))
 
@@ -228,7 +227,7 @@ class Runner:
                 )
             else:
                 self._postponed_until = time.monotonic() + 2.0
-        except (BackendError, PathNotAllowed) as error:
+        except BackendError as error:
             await self._end_unsent(turn, Error(code="backend_rejected", message=str(error), retriable=False))
         return None
 

@@ -1,22 +1,23 @@
-"""The connection to PostgreSQL: one pool, one transaction a use-case, one connection that listens."""
+"""The connections to PostgreSQL: a pool, one transaction a use-case; one that listens; one that appends."""
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import asyncpg
 import structlog
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import AdaptedConnection, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from app.domain.errors import DatabaseUnavailable
-from app.domain.ids import SessionKey
-from app.store.bell import CHANNEL, KEYS, WANTED, Bell, payload
+from app.domain.ids import Seq, SessionKey
+from app.store.bell import CHANNEL, KEYS, WANTED, Bell, grown, payload
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,8 @@ COMMAND_TIMEOUT = 20.0
 """Seconds that one statement may take, as the client sees it; the server's own limit is a little less."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_MS = 30_000
+RECYCLE_S = 1800
+"""Seconds after which a connection is replaced: a firewall may drop an old one without a word."""
 POOL_TIMEOUT = 5.0
 """Seconds to wait for a connection of the pool before the answer is 503."""
 
@@ -83,6 +86,8 @@ class Database:
         self.direct = direct
         self.wanted_here: Callable[[SessionKey], None] = bell.want
         """Called for a session for which this process wrote an intent: it may host it, if nobody does."""
+        self.appender = Line(self._open)
+        """The connection of this process's one appender."""
         self._address = address
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -91,10 +96,10 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT,
-            pool_recycle=1800,
-            pool_pre_ping=True,
+            pool_recycle=RECYCLE_S,
             hide_parameters=True,  # prompts and agents' words never stand in an error
         )
+        event.listen(self._engine.sync_engine, "checkout", _check_open)
         self._session = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
 
     async def _open(self, **_: Any) -> "asyncpg.Connection[asyncpg.Record]":
@@ -123,7 +128,7 @@ class Database:
                 log.debug("database_unavailable", error=type(error).__name__)
                 raise DatabaseUnavailable from error
             raise
-        self.bell.ring(db.info.get("ring", ()))
+        self.bell.grew(db.info.get("ring", {}), tells_heads=False)
         for session in db.info.get("wanted", ()):
             self.wanted_here(session)
 
@@ -141,7 +146,7 @@ class Database:
         Raises:
             DatabaseUnavailable: it cannot be reached or used now. The outcome may be unknown.
         """
-        try:
+        with _outages():
             async with self._engine.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None
@@ -150,10 +155,6 @@ class Database:
                 except BaseException:
                     await connection.invalidate()
                     raise
-        except Exception as error:
-            if is_outage(error):
-                raise DatabaseUnavailable from error
-            raise
 
     async def retrying(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """The result of `work`, tried again for as long as the database is unavailable.
@@ -186,7 +187,7 @@ class Database:
                 lost = anyio.Event()
                 try:
                     connection.add_termination_listener(lambda _, lost=lost: lost.set())
-                    await connection.add_listener(CHANNEL, lambda *heard: self.bell.heard(str(heard[-1])))
+                    await connection.add_listener(CHANNEL, self._heard)
                     self.bell.ring_all()
                     pause = 0.1
                     await lost.wait()
@@ -199,14 +200,78 @@ class Database:
             await anyio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, 2.0)
 
+    def _heard(self, _: object, pid: int, __: str, payload: object) -> None:
+        is_echo = pid == self.appender.pid and not self._address.pooled  # a pooler makes its pids up
+        self.bell.heard(str(payload), is_echo=is_echo)
+
     async def aclose(self) -> None:
         """Close the pool."""
         await self._engine.dispose()
 
 
-def ring_after_commit(db: AsyncSession, *sessions: SessionKey) -> None:
-    """Wake everybody who follows `sessions`, here and in other processes, once `db` has committed."""
-    db.info.setdefault("ring", set()).update(sessions)
+class Line:
+    """One task's own connection: opened when it is used, and again once it was lost or anything failed."""
+
+    def __init__(self, connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]) -> None:
+        self._connect = connect
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._expires_at = 0.0
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """The connection.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached or used now. The outcome may be unknown.
+        """
+        try:
+            with _outages():
+                if self._connection is not None and time.monotonic() > self._expires_at:
+                    self.close()
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                    self._expires_at = time.monotonic() + RECYCLE_S
+                yield self._connection
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process behind it; null if it is not open."""
+        return None if self._connection is None else self._connection.get_server_pid()
+
+    def close(self) -> None:
+        """Close the connection, whatever it is doing."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+
+def _check_open(connection: AdaptedConnection, *_: object) -> None:
+    """Replace pooled connections whose server has gone: the driver knows by itself, without a round trip."""
+    if connection.driver_connection.is_closed():
+        raise InvalidatePoolError
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    """Say `DatabaseUnavailable` whatever the driver calls it."""
+    try:
+        yield
+    except Exception as error:
+        if is_outage(error):
+            raise DatabaseUnavailable from error
+        raise
+
+
+def ring_after_commit(db: AsyncSession, session: SessionKey, *, last: Seq | None = None) -> None:
+    """Wake everybody who follows `session`, here and in other processes, once `db` has committed.
+
+    `last`: the transaction makes its log grow to there.
+    """
+    ring: dict[SessionKey, Seq] = db.info.setdefault("ring", {})
+    ring[session] = max(ring.get(session, Seq(0)), last or Seq(0))
 
 
 def want_after_commit(db: AsyncSession, session: SessionKey) -> None:
@@ -222,7 +287,7 @@ def ring_keys_after_commit(db: AsyncSession) -> None:
 def _notifications(db: AsyncSession) -> list[str]:
     lines = []
     if ring := db.info.get("ring"):
-        lines.append(payload(sorted(ring)))
+        lines.append(grown(ring))
     if wanted := db.info.get("wanted"):
         lines.append(WANTED + payload(sorted(wanted)))
     if db.info.get("keys"):

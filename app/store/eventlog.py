@@ -5,10 +5,13 @@ has gathered for many sessions as one batch, fenced by each session's host gener
 same `read`; the newest events of followed sessions are also kept in memory, behind that same `read`.
 """
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -23,7 +26,7 @@ from app.domain.errors import DatabaseUnavailable, SessionNotFound
 from app.domain.events import Event
 from app.domain.ids import Seq, SessionId, SessionKey, TurnId
 from app.domain.text import timestamp
-from app.store.bell import CHANNEL, payload
+from app.store.bell import CHANNEL, EVERYTHING, MAX_PAYLOAD
 from app.store.database import Database, ring_after_commit
 from app.store.tables import EventRow, SessionRow
 
@@ -33,21 +36,33 @@ PAGE = 500
 """Events that one read returns at most."""
 MAX_BATCH = 2_000
 """Events that one commit takes at most."""
-TAIL_EVENTS = 1_000
-TAIL_BYTES = 512 * 1024
-"""Bounds of what is kept in memory of one followed session; older events are read from the database."""
+TAIL_BYTES = 3 * 1024 * 1024
+TAILS_BYTES = 256 * 1024 * 1024
+"""Bounds of what is kept in memory of one followed session, and of all together; the rest is read from the
+database. One holds a batch of the bound's size with some room, so that a burst is encoded once for all its
+followers; all together hold about 80 such, and what was not written to for longest leaves first."""
+EVENT_BYTES = 400
+"""What an event takes in memory beside its text and its frame."""
 
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(msgspec.Struct, eq=False, gc=False):
     """A committed event. `body` is its `data:` line after `{"seq":N,`."""
 
     seq: Seq
     type: str
     turn_id: TurnId | None
     body: str
+    _frame: bytes = b""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Logged) and (self.seq, self.type, self.turn_id, self.body) == (
+            other.seq,
+            other.type,
+            other.turn_id,
+            other.body,
+        )
 
     @property
     def data(self) -> str:
@@ -55,13 +70,24 @@ class Logged:
         return f'{{"seq":{self.seq},{self.body}'
 
     @property
+    def frame(self) -> bytes:
+        """The event as a stream tells it, made once for all who follow."""
+        if not self._frame:
+            self._frame = f"id: {self.seq}\nevent: {self.type}\ndata: {self.data}\n\n".encode()
+        return self._frame
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in memory, framed."""
+        return 2 * len(self.body) + EVENT_BYTES
+
+    @property
     def at(self) -> datetime:
         """When it was written, by the clock of the process that wrote it."""
         return datetime.fromisoformat(msgspec.json.decode("{" + self.body, type=_At).at)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """An encoded event that has no number yet."""
 
     type: str
@@ -73,7 +99,7 @@ class _At(msgspec.Struct):
     at: str
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
     type: str
     session_id: str
     turn_id: str | None
@@ -83,12 +109,24 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 def draft(session_id: SessionId, turn_id: TurnId | None, event: Event) -> Draft:
     """Encode `event`. The text is ASCII where a line could be split by a careless reader."""
-    envelope = _Envelope(event.type, session_id, turn_id, timestamp(datetime.now(UTC)), event)
+    envelope = _Envelope(event.type, session_id, turn_id, _now(), event)
     body = _encoder.encode(envelope).decode()[1:]
-    for character, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
-        if character in body:
+    if not body.isascii():
+        for character, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
             body = body.replace(character, escaped)
     return Draft(event.type, turn_id, body)
+
+
+def _now() -> str:
+    """The `timestamp` of this moment."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{_second(milliseconds // 1000)}{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    """Its part before the milliseconds, worded once a second."""
+    return timestamp(datetime.fromtimestamp(second, UTC)).removesuffix("000Z")
 
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -123,16 +161,44 @@ WITH want AS (
 ), upd AS (
     UPDATE agent_sessions s SET last_seq = s.last_seq + l.n, last_batch = $4, last_active_at = now()
     FROM locked l WHERE s.id = l.id AND s.last_batch IS DISTINCT FROM $4
-    RETURNING s.id, s.last_seq - l.n AS base
+    RETURNING s.id, s.last_seq - l.n AS base, s.last_seq AS last
 ), ins AS (
     INSERT INTO events (session, seq, turn_id, type, body)
     SELECT e.session, u.base + e.k, e.turn_id, e.type, e.body
     FROM unnest($5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::text[])
         AS e(session, k, turn_id, type, body)
     JOIN upd u ON u.id = e.session
+), bell AS (
+    SELECT string_agg(id || ':' || last, ',') AS line FROM upd WHERE last > base
 )
-SELECT l.id, u.base FROM locked l LEFT JOIN upd u ON u.id = l.id
+SELECT l.id, u.base, (
+    SELECT pg_notify($10, CASE WHEN length(line) <= $11 THEN line ELSE $12 END) FROM bell
+    WHERE line IS NOT NULL
+)
+FROM locked l LEFT JOIN upd u ON u.id = l.id
 """
+"""One statement numbers, keeps and notifies; what is not in its answer has lost its lease."""
+
+
+_PAGE = "SELECT seq, type, turn_id, body FROM events WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+
+
+def _arguments(batch: list[_Write], number: UUID) -> tuple[Any, ...]:
+    drafts = [event for write in batch for event in write.drafts]
+    return (
+        [write.session for write in batch],
+        [write.generation for write in batch],
+        [len(write.drafts) for write in batch],
+        number,
+        [write.session for write in batch for _ in write.drafts],
+        [k for write in batch for k in range(1, len(write.drafts) + 1)],
+        [event.turn_id for event in drafts],
+        [event.type for event in drafts],
+        [event.body for event in drafts],
+        CHANNEL,
+        MAX_PAYLOAD,
+        EVERYTHING,
+    )
 
 
 class _Tail:
@@ -140,8 +206,8 @@ class _Tail:
 
     def __init__(self, base: Seq) -> None:
         self.base = base
-        self.events: deque[Logged] = deque()
-        self._bytes = 0
+        self.events: list[Logged] = []
+        self.weight = 0
 
     @property
     def last(self) -> int:
@@ -150,24 +216,30 @@ class _Tail:
     def extend(self, events: Iterable[Logged]) -> None:
         for event in events:
             self.events.append(event)
-            self._bytes += len(event.body)
-        while len(self.events) > TAIL_EVENTS or self._bytes > TAIL_BYTES:
-            self._bytes -= len(self.events.popleft().body)
-            self.base = Seq(self.base + 1)
+            self.weight += event.weight
+        old = 0
+        while self.weight > TAIL_BYTES:
+            self.weight -= self.events[old].weight
+            old += 1
+        del self.events[:old]
+        self.base = Seq(self.base + old)
 
     def after(self, seq: Seq, limit: int) -> list[Logged]:
         start = seq - self.base
-        return [self.events[index] for index in range(start, min(start + limit, len(self.events)))]
+        return self.events[start : start + limit]
 
 
 class EventLog:
     """Appends to and reads from every session's log."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, tails_bytes: int = TAILS_BYTES) -> None:
         self._database = database
+        self._tails_bytes = tails_bytes
         self._waiting: deque[_Write] = deque()
         self._arrived = anyio.Event()
         self._tails: dict[SessionKey, _Tail] = {}
+        """What was written to last stands last."""
+        self._tails_weight = 0
         self.stalled = False
         """Whether appends wait because the database does not answer."""
         self.on_stall: list[Callable[[bool], None]] = []
@@ -199,11 +271,14 @@ class EventLog:
 
     async def run(self) -> None:
         """Commit what has gathered, again and again: fast when busy, prompt when quiet, no timer."""
-        while True:
-            while not self._waiting:
-                self._arrived = anyio.Event()
-                await self._arrived.wait()
-            await self._commit(self._gather())
+        try:
+            while True:
+                while not self._waiting:
+                    self._arrived = anyio.Event()
+                    await self._arrived.wait()
+                await self._commit(self._gather())
+        finally:
+            self._database.appender.close()
 
     def _gather(self) -> list[_Write]:
         """The next batch: whole writes, one a session (its order is its writers' own)."""
@@ -244,53 +319,52 @@ class EventLog:
             write.done.set()
 
     async def _write(self, batch: list[_Write], number: UUID) -> None:
-        columns: tuple[list[Any], ...] = ([], [], [], [], [])
-        for write in batch:
-            for k, event in enumerate(write.drafts, start=1):
-                for column, value in zip(
-                    columns, (write.session, k, event.turn_id, event.type, event.body), strict=True
-                ):
-                    column.append(value)
-        async with self._database.raw() as connection, connection.transaction():
-            rows = await connection.fetch(
-                _APPEND,
-                [write.session for write in batch],
-                [write.generation for write in batch],
-                [len(write.drafts) for write in batch],
-                number,
-                *columns,
-            )
+        changes = [(write.session, write.alongside) for write in batch if write.alongside is not None]
+        async with self._database.appender.use() as connection, AsyncExitStack() as stack:
+            if changes:  # else the statement is its own transaction
+                await stack.enter_async_context(connection.transaction())
+            rows = await connection.fetch(_APPEND, *_arguments(batch, number))
             bases: dict[int, int | None] = {row["id"]: row["base"] for row in rows}
-            for write in batch:
-                if write.alongside is not None and bases.get(write.session) is not None:
-                    await write.alongside(connection)
-            if bases:
-                await connection.execute(
-                    "SELECT pg_notify($1, $2)", CHANNEL, payload(sorted(map(SessionKey, bases)))
-                )
+            for session, alongside in changes:
+                if bases.get(session) is not None:
+                    await alongside(connection)
+        grown: dict[SessionKey, Seq] = {}
         for write in batch:
             if write.session not in bases:
                 write.error = LeaseLost()
+                grown[write.session] = Seq(0)  # the lost answer of an earlier try may have been a success
                 continue
             base = bases[write.session]
-            if base is None:  # the lost answer of an earlier try was a success
-                self._tails.pop(write.session, None)
+            if base is None:  # it was
+                self._drop_tail(write.session)
+                grown[write.session] = Seq(0)
             else:
                 write.last = base + len(write.drafts)
                 self._extend_tail(write, Seq(base))
-        self._database.bell.ring(SessionKey(key) for key in bases)
+                if write.drafts:
+                    grown[write.session] = Seq(write.last)
+        self._database.bell.appended(grown)
 
     def _extend_tail(self, write: _Write, base: Seq) -> None:
-        tail = self._tails.get(write.session)
+        tail = self._drop_tail(write.session)
         if tail is None or tail.last != base:
-            self._tails.pop(write.session, None)
             if write.session not in self._database.bell.followed:
                 return
-            tail = self._tails[write.session] = _Tail(base)
+            tail = _Tail(base)
         tail.extend(
             Logged(Seq(base + k), event.type, event.turn_id, event.body)
             for k, event in enumerate(write.drafts, start=1)
         )
+        self._tails[write.session] = tail
+        self._tails_weight += tail.weight
+        while self._tails_weight > self._tails_bytes:
+            self._drop_tail(next(iter(self._tails)))
+
+    def _drop_tail(self, session: SessionKey) -> _Tail | None:
+        tail = self._tails.pop(session, None)
+        if tail is not None:
+            self._tails_weight -= tail.weight
+        return tail
 
     def _stall(self, stalled: bool) -> None:
         if stalled != self.stalled:
@@ -304,14 +378,18 @@ class EventLog:
         tail = self._tails.get(session)
         if tail is not None and tail.base <= after < tail.last:
             return tail.after(after, limit)
-        async with self._database.begin() as db:
-            return await read_page(db, session, after=after, limit=limit)
+        head = self._database.bell.head(session)
+        if head is not None and after >= head:
+            return []
+        async with self._database.raw() as connection:
+            rows = await connection.fetch(_PAGE, session, after, limit)
+        return [Logged(*row) for row in rows]
 
     def forget_unfollowed(self) -> None:
         """Drop what is kept in memory for sessions that nobody in this process follows."""
         followed = self._database.bell.followed
         for session in [key for key in self._tails if key not in followed]:
-            del self._tails[session]
+            self._drop_tail(session)
 
 
 def before(seq: Seq) -> Seq:
@@ -358,5 +436,5 @@ async def record(db: AsyncSession, session: SessionKey, drafts: Sequence[Draft])
                 for k, e in enumerate(drafts, start=1)
             ],
         )
-    ring_after_commit(db, session)
+    ring_after_commit(db, session, last=Seq(last) if drafts else None)
     return Seq(last)

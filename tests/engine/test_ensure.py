@@ -394,6 +394,7 @@ async def test_draining_close_can_be_hurried(house: House) -> None:
     """A later `cancel` does not wait any more."""
     await put(house, "s-1")
     turn = (await house.prompt("s-1", "sleep 600"))["turn_id"]
+    await house.follow(f"/v1/turns/{turn}/events/stream", "turn.started")
     assert (await house.post("/v1/sessions/s-1/close", {"mode": "drain"})).status_code == 202
     answer = await house.post("/v1/sessions/s-1/close", {"mode": "cancel"})
     assert (answer.status_code, answer.json()["status"]) == (200, "closed")

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import httpx
 import pytest
 
+from app.domain.events import Notice
+from app.domain.ids import SessionId
 from app.settings import Limits, Timing
+from app.store import eventlog
 from tests.engine.replicas import two_houses
 from tests.house import Frame, House, Stream, assert_unbroken, durable, open_house, parse_frames
 
@@ -144,6 +148,31 @@ async def test_silent_stream_beats_with_comments(database_url: str, folder: Path
             while sum(frame.is_comment for frame in stream.frames) < 3:
                 assert await stream.more()
         assert {f.raw for f in stream.frames if f.is_comment} == {b": ping\n\n"}
+
+
+async def test_event_whose_bell_was_lost_arrives_all_the_same(house: House, database_url: str) -> None:
+    """A slow look at all followed sessions finds it, although the stream knew that it was at the end."""
+    session = await house.ensure()
+    name = session["session_id"]
+    async with house.stream(session_stream(session)) as stream:
+        await stream.until("stream.synced")
+        await house.run(name, "say heard")
+        await stream.until("turn.completed")
+        notice = eventlog.draft(SessionId(name), None, Notice(level="info", code="unheard", message=""))
+        db = await asyncpg.connect(database_url)
+        try:
+            await db.execute(
+                "WITH s AS (UPDATE agent_sessions SET last_seq = last_seq + 1 RETURNING id, last_seq)"
+                " INSERT INTO events (session, seq, type, body) SELECT id, last_seq, $1, $2 FROM s",
+                notice.type,
+                notice.body,
+            )
+        finally:
+            await db.close()
+        frames = await stream.until("notice")
+        assert_unbroken(frames)
+        await house.run(name, "say again")
+        assert_unbroken(await stream.until("turn.completed", 2))
 
 
 async def test_two_hundred_followers_see_the_same_bytes(house: House) -> None:

@@ -1,7 +1,9 @@
 """The log under concurrency and faults: no gap, no double, no late writer, nothing lost or said twice."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from itertools import count
 from typing import Any
 
 import anyio
@@ -10,14 +12,15 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.errors import DatabaseUnavailable
 from app.domain.events import MessageDelta, Notice, TurnCancelled, TurnCompleted
 from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
 from app.domain.text import clean
 from app.store import eventlog, leases, migrations, sessions
-from app.store.bell import Bell
-from app.store.database import Address, Database
+from app.store.bell import Bell, Wakeup
+from app.store.database import Address, Database, ring_after_commit
 from app.store.embedded import EmbeddedPostgres
 from app.store.eventlog import Draft, EventLog, LeaseLost, Logged
 from app.store.leases import Lease, Leases
@@ -26,12 +29,32 @@ PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
 
 
+class Counting(Database):
+    """Knows how often somebody asked it."""
+
+    asked = 0
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncSession]:
+        """A transaction."""
+        self.asked += 1
+        async with super().begin() as db:
+            yield db
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection."""
+        self.asked += 1
+        async with super().raw() as connection:
+            yield connection
+
+
 class Store:
     """A process's part of the store."""
 
     def __init__(self, address: Address, name: str = "one") -> None:
         self.bell = Bell()
-        self.database = Database(address, address, self.bell, pool_size=8)
+        self.database = Counting(address, address, self.bell, pool_size=8)
         self.log = EventLog(self.database)
         self.leases = Leases(self.database, name, ["demo"], [])
         self.listening = anyio.Event()
@@ -359,7 +382,7 @@ async def test_memory_and_database_read_the_same(store: Store) -> None:
     lease = await store.hosted("s-1")
     with store.bell.listen(lease.session):
         for n in range(30):
-            await store.append(lease, *(said(f"{n}.{k}" + "x" * 6000) for k in range(5)))
+            await store.append(lease, *(said(f"{n}.{k}" + "x" * 12_000) for k in range(5)))
             if n % 10 == 5:
                 async with store.database.begin() as db:
                     await eventlog.record(db, lease.session, [said(f"admitted {n}")])
@@ -368,6 +391,29 @@ async def test_memory_and_database_read_the_same(store: Store) -> None:
                 async with store.database.begin() as db:
                     rows = await eventlog.read_page(db, lease.session, after=Seq(after), limit=limit)
                 assert await store.log.read(lease.session, after=Seq(after), limit=limit) == rows
+
+
+async def test_memory_of_all_sessions_together_is_bounded(store: Store) -> None:
+    """What was not written to for longest leaves it, and is read from the database."""
+    events = EventLog(store.database, tails_bytes=50_000)
+    held = [await store.hosted(f"s-{n}") for n in range(5)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(events.run)
+        with ExitStack() as stack:
+            for lease in held:
+                stack.enter_context(store.bell.listen(lease.session))
+            with anyio.fail_after(PATIENCE):
+                for lease in held:
+                    for n in range(3):
+                        await events.append(lease.session, lease.generation, [said(f"{n}" + "x" * 5000)])
+            in_memory = []
+            for lease in held:
+                asked = store.database.asked
+                assert_unbroken(found := await events.read(lease.session, after=Seq(0)))
+                assert len(found) == 3
+                in_memory.append(store.database.asked == asked)
+        tasks.cancel_scope.cancel()
+    assert in_memory == [False, False, False, False, True]
 
 
 async def test_p49_killed_listener_misses_nothing(database_address: Address) -> None:
@@ -390,6 +436,198 @@ async def test_p49_killed_listener_misses_nothing(database_address: Address) -> 
             await writer.append(lease, said("three"))
             while texts(await reader.all(lease.session)) != ["one", "two", "three"]:
                 await wakeup.wait()
+
+
+async def head_known(store: Store, session: SessionKey, last: int) -> None:
+    """Return once the process knows that the log reaches to there."""
+    with anyio.fail_after(PATIENCE):
+        while store.bell.head(session) != last:
+            await anyio.lowlevel.checkpoint()
+
+
+async def rings(wakeup: Wakeup) -> bool:
+    """Whether it has rung since the last wait."""
+    with anyio.move_on_after(0.05):
+        await wakeup.wait()
+        return True
+    return False
+
+
+async def test_follower_at_the_end_asks_nobody_and_is_woken_once(database_address: Address) -> None:
+    """By commits of this process and of another one, of the host and of an admission."""
+    async with (
+        opened(database_address, listens=True) as here,
+        opened(database_address, "two", listens=True) as there,
+    ):
+        lease, mark = await here.hosted("s-1"), await here.hosted("mark")
+        with (
+            here.bell.listen(lease.session) as wakeup,
+            there.bell.listen(lease.session) as other,
+            here.bell.listen(mark.session),
+            there.bell.listen(mark.session),
+        ):
+            await here.append(lease, said("1"))
+            await here.append(mark, said("x"))
+            for store, bell in ((here, wakeup), (there, other)):
+                await head_known(store, lease.session, 1)
+                await head_known(store, mark.session, 1)
+                await rings(bell)
+                await store.all(lease.session)
+            for n in (2, 3):
+                if n == 2:
+                    await here.append(lease, said("2"))
+                else:
+                    async with there.database.begin() as db:
+                        assert await eventlog.record(db, lease.session, [said("3")]) == n
+                await here.append(mark, said("x"))
+                for store, bell in ((here, wakeup), (there, other)):
+                    await head_known(store, lease.session, n)
+                    await head_known(store, mark.session, n)
+                    await rings(bell)
+                    assert not await rings(bell)
+                    found = await store.log.read(lease.session, after=Seq(n - 1))
+                    assert texts(found) == [str(n)]
+                    asked = store.database.asked
+                    assert await store.log.read(lease.session, after=Seq(n)) == []
+                    assert store.database.asked == asked
+        assert here.bell.head(lease.session) is None  # nobody follows any more
+
+
+def test_head_is_what_came_in_the_order_of_commits(store: Store) -> None:
+    """A commit of our own whose answer came late never makes the log look shorter than it is."""
+    bell, key = store.bell, SessionKey(1)
+
+    def forget() -> None:
+        bell.ring([key])
+
+    with bell.listen(key):
+        bell.grew({key: Seq(4)}, tells_heads=False)
+        assert bell.head(key) is None
+        bell.heard("1:5,2:9")
+        assert (bell.head(key), bell.head(SessionKey(2))) == (5, None)
+        bell.heard("1:4")
+        assert bell.head(key) == 5
+        bell.grew({key: Seq(6)}, tells_heads=False)
+        assert bell.head(key) == 6
+        asked_at = bell.forgotten
+        losses: list[Callable[[], None]] = [
+            lambda: bell.heard("1"),
+            lambda: bell.heard("1:x"),
+            lambda: bell.heard("all"),
+            lambda: bell.grew({key: Seq(0)}, tells_heads=False),
+            lambda: bell.appended({key: Seq(0)}),
+            bell.ring_all,
+            forget,
+        ]
+        for lose in losses:
+            lose()
+            assert bell.head(key) is None
+            assert bell.forgotten > asked_at  # so a poll that asked before that tells no head
+            asked_at = bell.forgotten
+            bell.grew({key: Seq(6)}, tells_heads=False)
+            bell.appended({key: Seq(6)})
+            assert bell.head(key) is None
+            bell.grew({key: Seq(7)}, tells_heads=True)
+            assert bell.head(key) == 7
+        bell.heard("keys")
+        bell.heard("!1")
+        bell.heard("all", is_echo=True)
+        assert bell.head(key) == 7
+        bell.heard("1:8,2:9", is_echo=True)
+        bell.heard("1:7", is_echo=True)
+        assert (bell.head(key), bell.head(SessionKey(2))) == (8, None)
+        bell.appended({key: Seq(9)})
+        assert bell.head(key) == 9
+        asked_at = bell.forgotten
+    assert bell.head(key) is None
+    assert bell.forgotten > asked_at
+
+
+async def test_own_echo_wakes_nobody_and_own_answer_always_does(store: Store) -> None:
+    """Whichever of the two comes first."""
+    bell, key = store.bell, SessionKey(1)
+    with bell.listen(key) as wakeup:
+        bell.heard("1:5")
+        assert await rings(wakeup)
+        bell.heard("1:6", is_echo=True)
+        assert not await rings(wakeup)
+        bell.appended({key: Seq(6)})
+        assert await rings(wakeup)
+        bell.appended({key: Seq(7)})
+        assert await rings(wakeup)
+        bell.heard("1:7", is_echo=True)
+        bell.heard("1:7")
+        bell.grew({key: Seq(7)}, tells_heads=False)
+        assert not await rings(wakeup)
+
+
+async def test_follower_that_reads_only_when_it_is_rung_for_misses_nothing(database_address: Address) -> None:
+    """No poll: two processes write, answers get lost, listeners are killed, followers come and go."""
+    async with (
+        opened(database_address, listens=True) as one,
+        opened(database_address, "two", listens=True) as two,
+    ):
+        lease = await one.hosted("s-1")
+        whole = 150
+        done = anyio.Event()
+
+        async def host() -> None:
+            for n in range(50):
+                await one.append(lease, said(f"h{n}"))
+
+        async def admit(store: Store) -> None:
+            for n in count():
+                if done.is_set():
+                    return
+                with suppress(DatabaseUnavailable):
+                    async with store.database.begin() as db:
+                        last = await eventlog.record(db, lease.session, [said(f"a{n}")])
+                    if last >= whole:
+                        done.set()
+
+        async def blind() -> None:
+            while not done.is_set():  # as when a NOTIFY was too long to tell numbers
+                with suppress(DatabaseUnavailable):
+                    async with two.database.begin() as db:
+                        ring_after_commit(db, lease.session)
+                await anyio.sleep(0.02)
+
+        async def kill() -> None:
+            async with admin(database_address) as db:
+                while not done.is_set():
+                    await db.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+                    )
+                    await anyio.sleep(0.1)
+
+        async def follow(store: Store, stays: int) -> None:
+            seen: list[Logged] = []
+            while not seen or seen[-1].seq < whole:
+                with store.bell.listen(lease.session) as wakeup:
+                    for _ in range(stays):
+                        while rows := await store.database.retrying(
+                            partial(
+                                store.log.read,
+                                lease.session,
+                                after=seen[-1].seq if seen else Seq(0),
+                                limit=9,
+                            )
+                        ):
+                            seen += rows
+                        if seen and seen[-1].seq >= whole:
+                            break
+                        await wakeup.wait()
+            assert_unbroken(seen)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for store in (one, two):
+                    for stays in (1, 5, 10**6):
+                        tasks.start_soon(follow, store, stays)
+                    tasks.start_soon(admit, store)
+                for task in (host, blind, kill):
+                    tasks.start_soon(task)
 
 
 async def test_long_list_of_sessions_rings_for_all(database_address: Address) -> None:
