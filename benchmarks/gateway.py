@@ -46,12 +46,11 @@ async def _opened(folder: Path) -> AsyncIterator[tuple[FastAPI, Command]]:
     set_up_logging(settings.log_level, "json")
     backends: list[SyntheticBackend] = []
 
-    def build_registry(settings: Settings, tasks: TaskGroup) -> Registry:
+    def build(settings: Settings, tasks: TaskGroup) -> Registry:
         backends.append(SyntheticBackend(settings.allowed_roots[0], tasks))
         return Registry(backends, default=NAME, counted=[NAME])
 
-    main.build_registry = build_registry  # this process has no other application
-    application = main.create_app(settings)
+    application = main.create_app(settings, build)
     async with application.router.lifespan_context(application):
         house: main.House = application.state.house
         await house.rooms.healths.looked.wait()

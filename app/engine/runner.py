@@ -301,7 +301,8 @@ class Runner:
         started = await self._hosted.database.retrying(partial(self._commit_start, self.run.turn))
         if started is None:
             raise LeaseLost
-        self.run.turn, self.run.status = started, started.status
+        self.run.turn = started
+        self.run.status = self.run.written = started.status
         await self._send()
 
     async def end_queued(self, turn: Turn, event: Terminal) -> None:
