@@ -26,8 +26,6 @@ from app.backends.paseo import PaseoBackend
 from app.backends.registry import Registry
 from app.console import pages
 from app.demo import COMMAND_LINE
-from app.domain.ids import Owner
-from app.domain.keys import ALL_SCOPES
 from app.engine.feed import Feed, Streams
 from app.engine.health import Healths
 from app.engine.hosts import Hosts
@@ -36,7 +34,7 @@ from app.engine.lifecycle import Lifecycle
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.turns import Turns
-from app.settings import BackendSettings, Settings
+from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError
 from app.store.bell import Bell
 from app.store.database import Address, Database
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
@@ -233,6 +231,8 @@ async def _furnished(
             send_timeout_s=settings.timing.send_s,
         )
         key_file = await first_key(settings, keys)
+        if alone:
+            await keys.nobody_streams()
         for name, run in (
             ("appender", events.run),
             ("bell", database.listen_for_ever),
@@ -259,26 +259,41 @@ async def first_key(settings: Settings, keys: Keys) -> Path | None:
     if settings.auth == "none":
         return None
     if settings.api_key is not None:
-        await keys.put(settings.api_key.get_secret_value(), Owner("default"), "ALAMEDA_API_KEY")
+        if not await keys.put(settings.api_key.get_secret_value(), "ALAMEDA_API_KEY"):
+            raise SettingsError("ALAMEDA_API_KEY: its id belongs to another or a revoked key; choose another")
         return None
     path = settings.data_dir / KEY_FILE
-    if path.is_file():
-        text = path.read_text().strip()
-        if not await keys.knows(text) and not await keys.exist():
-            await keys.put(text, Owner("default"), "first key")
+    kept = path.read_text().strip() if path.is_file() else None
+    if kept is not None and await keys.knows(kept):
         return path
     if await keys.exist():
         return None
-    _, text = await keys.make(Owner("default"), "first key", ALL_SCOPES)
-    settings.data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    if kept is not None and KEY_PATTERN.match(kept) and await keys.put(kept, "first key"):
+        return path  # the start that wrote the file did not come as far as the database
+    text = keys.draw()
+    _write_key(path, text)  # first the file: a key that nobody has would lock everybody out
+    await keys.put(text, "first key")
+    return path
+
+
+def _write_key(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text + "\n")
-    return path
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def build_registry(settings: Settings, tasks: TaskGroup) -> Registry:
     """Every configured backend, and the two that need no configuration: `paseo` and `demo`."""
+    names = {*settings.backends, "paseo", "demo"}
+    if settings.default_backend not in names:
+        known = ", ".join(sorted(names))
+        raise SettingsError(
+            f"ALAMEDA_DEFAULT_BACKEND: there is no backend {settings.default_backend!r}: {known}"
+        )
     configured = dict(settings.backends)
     counted = set(configured)
     if "paseo" not in configured:

@@ -9,25 +9,20 @@ from fastapi import APIRouter, Path, Request, Response
 from app.api.auth import Admin, AnyCaller, Credentials, Reader, address
 from app.api.problems import problems
 from app.api.rooms import Rooms, RoomsDep
-from app.api.schemas import (
+from app.api.schemas.health import (
     BackendHealth,
     BackendList,
     BackendView,
     CapabilitiesView,
-    CreatedKeyView,
-    CreateKeyBody,
     DatabaseHealth,
     HealthView,
-    KeyList,
-    KeyView,
     ProbeView,
     ProviderList,
     ProviderView,
     StreamCounts,
-    TicketBody,
-    TicketView,
     TurnCounts,
 )
+from app.api.schemas.keys import CreatedKeyView, CreateKeyBody, KeyList, KeyView, TicketBody, TicketView
 from app.api.sessions import ListCursor, ListLimit
 from app.backends.base import Backend, Health
 from app.domain.errors import (

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 from app.api.auth import Approver, Reader
 from app.api.problems import problems
 from app.api.rooms import RoomsDep
-from app.api.schemas import PermissionList, PermissionView, RespondBody
+from app.api.schemas.permissions import PermissionList, PermissionView, RespondBody
 from app.api.sessions import ListCursor, ListLimit
 from app.domain.errors import (
     BackendIsDown,

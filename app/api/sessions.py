@@ -9,17 +9,9 @@ from app.api.auth import Prompter, Reader
 from app.api.openapi import EVENT_STREAM_RESPONSES
 from app.api.problems import problems
 from app.api.rooms import RoomsDep
-from app.api.schemas import (
-    CloseBody,
-    ClosedSessionView,
-    EnsureBody,
-    EnsureByChatBody,
-    EventPage,
-    PatchSession,
-    SessionList,
-    SessionView,
-    SnapshotView,
-)
+from app.api.schemas.ensure import EnsureBody, EnsureByChatBody
+from app.api.schemas.events import EventPage, SnapshotView
+from app.api.schemas.sessions import CloseBody, ClosedSessionView, PatchSession, SessionList, SessionView
 from app.api.streams import Deltas, StreamDep, Types, stream_owner, stream_session
 from app.domain.errors import (
     BackendFailed,

@@ -11,7 +11,7 @@ from app.api.auth import Prompter, Reader
 from app.api.openapi import EVENT_STREAM_RESPONSES
 from app.api.problems import problems
 from app.api.rooms import Rooms, RoomsDep
-from app.api.schemas import PromptBody, PromptStreamBody, TurnList, TurnView
+from app.api.schemas.turns import PromptBody, PromptStreamBody, TurnList, TurnView
 from app.api.sessions import ListCursor, ListLimit, SessionPath
 from app.api.sse import EventStream, encoded
 from app.api.streams import StreamDep, stream_turn

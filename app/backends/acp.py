@@ -148,6 +148,10 @@ class AcpBackend:
         try:
             await (agent.create() if session is None else agent.load(session))
             opened = True
+        except BackendUnavailable as error:
+            if session is not None:
+                raise
+            raise BackendRejected(str(error)) from None  # it was started, and failed: known, nothing is left
         finally:
             if not opened:
                 with anyio.CancelScope(shield=True):

@@ -1,8 +1,10 @@
 """The backend type `paseo`: a daemon that runs Claude Code, Codex, OpenCode and others, by its WebSocket."""
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -15,14 +17,19 @@ from app.backends.base import (
     BackendRejected,
     BackendUnavailable,
     Capabilities,
+    Change,
     Choice,
     Health,
     OutcomeUnknown,
     Place,
     Provider,
     ProviderNotFound,
+    Unsupported,
 )
 from app.backends.paseo_agent import PaseoAgent
+from app.backends.paseo_following import Lost
+from app.backends.paseo_settling import Pace
+from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
 from app.paseo import errors, snapshots
 from app.paseo.address import Address
@@ -36,6 +43,8 @@ KEY_LABEL = "alameda_key"
 ORIGIN = {"origin": "alameda"}
 LINK_WAIT_S = 5.0
 """Seconds that a request waits for a link that is being dialled."""
+FIND_LOOKS = 2
+"""Looks for an agent whose creation was not answered, before it is said not to be."""
 _GONE = (Reason.AGENT_NOT_FOUND, Reason.CANNOT_RESUME)
 
 
@@ -63,6 +72,7 @@ class PaseoBackend:
         tasks: TaskGroup,
         *,
         options: Options | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """`tasks` runs the link and the agents' tasks.
 
@@ -73,6 +83,7 @@ class PaseoBackend:
         self.place = place
         self.default_provider = provider
         self._tasks = tasks
+        self._pace = pace or Pace()
         self._client = PaseoClient(Address.parse(url), password, options=options)
         self._scope = anyio.CancelScope()
         tasks.start_soon(self._serve, name=f"paseo link {name}")
@@ -114,6 +125,8 @@ class PaseoBackend:
     async def create(self, spec: AgentSpec) -> Agent:
         """Make an agent without a prompt, under a label that finds it again."""
         await self._up()
+        if spec.provider_session_id is not None:
+            return await self._adopt(spec, spec.provider_session_id)
         config = {
             "title": spec.title,
             "modeId": spec.mode,
@@ -122,32 +135,56 @@ class PaseoBackend:
             "systemPrompt": spec.system_prompt,
             "mcpServers": dict(spec.mcp_servers) or None,
         }
+        git = _worktree(spec.worktree)
         labels = {**spec.labels, **ORIGIN, KEY_LABEL: spec.creation_key}
         try:
-            made = await self._client.create_agent(spec.provider, spec.cwd, labels=labels, **config)
+            made = await self._client.create_agent(spec.provider, spec.cwd, labels=labels, git=git, **config)
         except PaseoError as error:
             raise _not_made(error) from None
         return await self._hold_new(made, spec)
 
+    async def _adopt(self, spec: AgentSpec, session: str) -> Agent:
+        """A new agent on a session that its provider has; what it holds is told once, as nobody's turn."""
+        if spec.system_prompt is not None or spec.mcp_servers or spec.worktree is not None:
+            raise Unsupported("a session that is adopted keeps its own system prompt, servers and directory")
+        labels = {**spec.labels, **ORIGIN, KEY_LABEL: spec.creation_key}
+        try:
+            made = await self._client.import_agent(spec.provider, session, cwd=spec.cwd, labels=labels)
+        except PaseoError as error:
+            raise _not_made(error) from None
+        agent = await self._hold_new(made, spec)
+        change = Change(model=spec.model, mode=spec.mode, thinking=spec.thinking, title=spec.title)
+        if change != Change():
+            with suppress(BackendError):  # it is there; what is in force is shown
+                await agent.configure(change)
+        return agent
+
     async def _hold_new(self, made: snapshots.Agent, spec: AgentSpec) -> PaseoAgent:
-        agent = PaseoAgent(self._client, made, spec, self._tasks)
+        agent = PaseoAgent(self._client, made, spec, self._tasks, self._pace)
         try:
             await agent.open_new()
-        except PaseoError as error:
+        except (PaseoError, Lost) as error:
             await agent.release()
             raise OutcomeUnknown(str(error)) from None
         return agent
 
     async def find(self, spec: AgentSpec) -> Agent | None:
-        """The agent of that label, which no other client's can have by accident."""
+        """The agent of that label; it may still be in the making. No other client's has one like it."""
         await self._up()
+        wanted = {KEY_LABEL: spec.creation_key}
         try:
-            page = await self._client.fetch_agents(labels={KEY_LABEL: spec.creation_key})
+            for _ in range(FIND_LOOKS):
+                page = await self._client.fetch_agents(labels=wanted)
+                for entry in page.entries:
+                    if entry.agent.labels.get(KEY_LABEL) == spec.creation_key:
+                        return await self._hold_found(entry.agent, spec)
+                await anyio.sleep(self._pace.look)
         except PaseoError as error:
             raise BackendUnavailable(str(error)) from None
-        if not page.entries:
-            return None
-        return await self._hold_new(page.entries[0].agent, spec)
+        return None
+
+    async def _hold_found(self, found: snapshots.Agent, spec: AgentSpec) -> PaseoAgent:
+        return await self._hold_new(await self._unarchive(found) if found.is_archived else found, spec)
 
     async def load(
         self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
@@ -156,15 +193,21 @@ class PaseoBackend:
         await self._up()
         try:
             found = await self._client.fetch_agent(session)
-            if found.is_archived:
+            is_archived = found.is_archived
+            if is_archived:
                 found = await self._unarchive(found)
                 cursor = None
-            agent = PaseoAgent(self._client, found, spec, self._tasks)
+            agent = PaseoAgent(self._client, found, spec, self._tasks, self._pace)
             try:
-                await agent.take_up(cursor, attempt)
+                if is_archived:
+                    await agent.take_out(attempt)
+                else:
+                    await agent.take_up(found, cursor, attempt)
             except BaseException:
                 await agent.release()
                 raise
+        except Lost as lost:
+            raise AgentLost(str(lost)) from None
         except errors.Refused as error:
             if error.reason in _GONE:
                 raise AgentLost(error.text) from None
@@ -176,10 +219,11 @@ class PaseoBackend:
     async def _unarchive(self, found: snapshots.Agent) -> snapshots.Agent:
         """Take an agent out of the archive by loading it; one that cannot be loaded is put back."""
         with suppress(errors.Timeout):  # a provider that cannot resume never answers: look
-            await self._client.refresh_agent(found.id, deadline=10.0)
+            await self._client.refresh_agent(found.id, deadline=self._pace.refresh)
         agent = await self._client.fetch_agent(found.id)
         if agent.is_archived or agent.status == "closed":
-            await self._client.archive(found.id)
+            with suppress(PaseoError):
+                await self._client.archive(found.id)
             raise AgentLost("the agent was archived and cannot be resumed")
         return agent
 
@@ -215,8 +259,22 @@ def _not_made(error: PaseoError) -> BackendError:
     if isinstance(error, errors.Refused):
         if error.reason is Reason.UNKNOWN_PROVIDER:
             return ProviderNotFound(error.text)
-        return BackendRejected(error.text)
+        return BackendRejected(failure_words(error.text))
     return OutcomeUnknown(str(error))
+
+
+def _worktree(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A new worktree in the daemon's words, named like its branch."""
+    if wanted is None:
+        return None
+    branch = str(wanted["branch"])
+    git = {
+        "createWorktree": True,
+        "worktreeSlug": re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-") or "worktree",
+        "createNewBranch": True,
+        "newBranchName": branch,
+    }
+    return git | ({"baseBranch": str(wanted["base"])} if wanted.get("base") else {})
 
 
 def _provider(found: snapshots.Provider) -> Provider:

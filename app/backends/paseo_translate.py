@@ -10,23 +10,21 @@ from app.domain.events import (
     CompactionUpdated,
     Location,
     Notice,
-    PermissionKind,
-    PermissionOption,
-    PermissionOutcome,
     PlanEntry,
-    Question,
     TokenUsage,
     ToolKind,
 )
-from app.domain.signals import PermissionAsked, Plan, ReasoningPiece, Signal, TextDelta, ToolCall
+from app.domain.signals import Plan, ReasoningPiece, Signal, TextDelta, ToolCall
 from app.paseo import items
 from app.paseo.decoding import Opaque
-from app.paseo.frames import PermissionRequest, Resolution, Usage
+from app.paseo.frames import Usage
 
 SYSTEM_ERROR = "[System Error]"
 """How the daemon begins the row by which it tells of a failed turn: no answer of the agent."""
 ABORTED = "Tool execution aborted"
 """What opencode calls a tool call that was broken off: cancelled, though it comes as `failed`."""
+LOST = "[object Object]"
+"""What this version of the daemon makes of an ACP agent's error."""
 
 _KINDS: Mapping[str, ToolKind] = {
     "read": "read",
@@ -51,14 +49,13 @@ _STATUSES: Mapping[str, Literal["in_progress", "completed", "failed", "cancelled
     "failed": "failed",
     "canceled": "cancelled",
 }
-_PERMISSION_KINDS: tuple[PermissionKind, ...] = ("tool", "plan", "question", "mode", "other")
 
 
 def row_signals(item: items.Item) -> list[Signal]:
     """What a row tells; a user's row tells nothing of its own, nor does one of an unknown kind."""
     match item:
         case items.AssistantMessage(text=text, message_id=message_id):
-            return [] if is_system_error(item) else [TextDelta(text=text, message=message_id)]
+            return [] if system_error(item) is not None else [TextDelta(text=text, message=message_id)]
         case items.Reasoning(text=text):
             return [ReasoningPiece(text=text)]
         case items.ToolCall():
@@ -73,9 +70,28 @@ def row_signals(item: items.Item) -> list[Signal]:
             return []
 
 
-def is_system_error(item: items.Item) -> bool:
-    """Whether the row is the daemon's word on a failed turn."""
-    return isinstance(item, items.AssistantMessage) and item.text.startswith(SYSTEM_ERROR)
+def system_error(item: items.Item) -> str | None:
+    """The daemon's word on a failed turn, if the row is one."""
+    if isinstance(item, items.AssistantMessage) and item.text.startswith(SYSTEM_ERROR):
+        return failure_words(item.text.removeprefix(SYSTEM_ERROR).strip())
+    return None
+
+
+def failure_words(error: str) -> str:
+    """Why a turn failed, in words: out of a provider's JSON, and plainly where the daemon lost them."""
+    if error in ("", LOST):
+        return f"the agent failed, and the daemon lost its words{error and f': {error}'}"
+    try:
+        found = msgspec.json.decode(error)
+    except (msgspec.MsgspecError, ValueError):
+        return error
+    match found:
+        case {"name": str(name), "data": {"message": str(message)}}:
+            return f"{name}: {message}"
+        case {"message": str(message)} | {"error": {"message": str(message)}}:
+            return message
+        case _:
+            return error
 
 
 def is_cancelled_tool(item: items.Item) -> bool:
@@ -180,92 +196,3 @@ def token_usage(usage: Usage | None) -> TokenUsage | None:
         context_window_max=usage.context_window_max_tokens,
         context_window_used=usage.context_window_used_tokens,
     )
-
-
-def permission_asked(request: PermissionRequest) -> PermissionAsked:
-    """A permission request, with the options that the daemon honours."""
-    metadata = request.metadata or {}
-    call = metadata.get("toolCallId")
-    kind: PermissionKind = next((one for one in _PERMISSION_KINDS if one == request.kind), "other")
-    return PermissionAsked(
-        request=request.id,
-        kind=kind,
-        title=request.title or request.name or kind,
-        description=request.description,
-        call=call if isinstance(call, str) else None,
-        detail=tool_detail(request.detail),
-        input=request.input if request.input is not None else _raw_input(metadata),
-        options=_options(request, metadata),
-        questions=tuple(_questions(request.input)) if kind == "question" else (),
-    )
-
-
-def _raw_input(metadata: Mapping[str, Any]) -> Any:
-    match metadata:
-        case {"rawRequest": {"toolCall": {"rawInput": given}}}:
-            return given
-        case _:
-            return None
-
-
-def _options(request: PermissionRequest, metadata: Mapping[str, Any]) -> tuple[PermissionOption, ...]:
-    """An ACP agent's answer is chosen by the daemon: of its options, only one for each answer counts."""
-    if request.actions:
-        return tuple(
-            PermissionOption(
-                option_id=str(action.get("id", "")),
-                label=str(action.get("label", action.get("id", ""))),
-                kind="allow_once" if action.get("behavior") == "allow" else "reject_once",
-            )
-            for action in request.actions
-        )
-    offered = [one for one in metadata.get("options") or [] if isinstance(one, dict)]
-    honoured = (
-        _first(offered, "allow_once", "allow_always"),
-        _first(offered, "reject_once", "reject_always"),
-    )
-    return tuple(
-        PermissionOption(
-            option_id=str(one.get("optionId", "")), label=str(one.get("name", "")), kind=str(one["kind"])
-        )
-        for one in honoured
-        if one is not None
-    )
-
-
-def _first(offered: list[dict[str, Any]], *kinds: str) -> dict[str, Any] | None:
-    for kind in kinds:
-        for one in offered:
-            if one.get("kind") == kind:
-                return one
-    return None
-
-
-def _questions(given: Any) -> list[Question]:
-    found = given.get("questions") if isinstance(given, dict) else None
-    questions = []
-    for one in found if isinstance(found, list) else []:
-        if isinstance(one, dict) and isinstance(one.get("question"), str):
-            options = one.get("options") or []
-            labels = [o.get("label") if isinstance(o, dict) else o for o in options]
-            header = one.get("header")
-            questions.append(
-                Question(
-                    question=one["question"],
-                    header=header if isinstance(header, str) else None,
-                    options=tuple(label for label in labels if isinstance(label, str)),
-                    multiple=bool(one.get("multiple") or one.get("multiSelect")),
-                )
-            )
-    return questions
-
-
-def resolution_outcome(resolution: Resolution) -> PermissionOutcome:
-    """How a permission ended; the daemon words a cancelled one as a denial that was interrupted."""
-    match resolution.behavior:
-        case "allow":
-            return "allowed"
-        case "deny":
-            return "cancelled" if (resolution.message or "").lower() == "interrupted" else "denied"
-        case _:
-            return "unknown"

@@ -145,6 +145,7 @@ class PromptRequest:
 
     prompt: str
     attachments: Sequence[Mapping[str, Any]] = ()
+    """Left out where a turn is only read: they may be megabytes."""
     multitask_strategy: Strategy = "reject"
     on_disconnect: OnDisconnect = "continue"
     queue_timeout_s: float = 3600

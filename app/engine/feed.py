@@ -148,7 +148,7 @@ class Filter:
         Raises:
             ValidationFailed: there is no such type.
         """
-        if types is None:
+        if types is None or not types.strip(", "):
             return cls(deltas=deltas, turn=turn)
         wanted: set[str] = set()
         for pattern in filter(None, (part.strip() for part in types.split(","))):
@@ -382,7 +382,10 @@ class Feed:
             turn = await turns.get(db, owner, turn_id)
             session = await sessions.get(db, owner, turn.session_id)
         start = Seq(turn.first_seq - 1)
-        at = start if cursor == "start" or (cursor != "now" and cursor < start) else cursor
+        if cursor == "start":
+            at: Cursor = Seq(max(start, session.oldest_seq - 1))
+        else:
+            at = start if cursor != "now" and cursor < start else cursor
         following = _following(
             session.key, session.session_id, at, session.oldest_seq, session.last_seq, shown
         )
@@ -566,7 +569,7 @@ def _following(
             reset=reset,
             moved=reset is not None or cursor == "now",
             filter=shown,
-            is_at_end=ended and after >= end,
+            is_at_end=ended and reset is None and after >= end,
         )
 
     return following

@@ -19,7 +19,7 @@ from app.engine.hosted import Hosted
 from app.engine.intents import describe
 from app.engine.keeper import Keeper
 from app.engine.runner import Rules, Runner, Work
-from app.store import eventlog, intents, permissions, sessions, turns
+from app.store import eventlog, health, intents, permissions, sessions, turns
 from app.store.database import Database
 from app.store.eventlog import EventLog, LeaseLost
 from app.store.intents import Intent
@@ -175,6 +175,7 @@ class Host:
                 turns=await turns.open_turns(db, session.key),
                 waiting=await permissions.waiting(db, session.key),
                 now=await sessions.now(db),
+                drained=session.backend in await health.drains(db),
             )
 
     async def _act(self, intent: Intent) -> None:

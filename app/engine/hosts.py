@@ -9,6 +9,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from app.backends.absent import AbsentBackend
 from app.backends.registry import Registry
 from app.domain.errors import DatabaseUnavailable
 from app.domain.ids import SessionKey
@@ -51,6 +52,8 @@ class Hosts:
         self._hosts: dict[SessionKey, Host] = {}
         self._wanted: set[SessionKey] = set()
         self._starting: set[SessionKey] = set()
+        self._unserved: set[Lease] = set()
+        """Leases that the last renewal found without a host."""
         self._claim = anyio.Event()
         self._renewed_at = clock()
         self._leaving = False
@@ -136,9 +139,9 @@ class Hosts:
         for lease in leases:
             async with self._database.begin() as db:
                 session = await sessions.by_key(db, lease.session)
-            backend = self._registry.get(session.backend) if session is not None else None
-            if session is None or backend is None:
+            if session is None:
                 continue
+            backend = self._registry.get(session.backend) or AbsentBackend(session.backend)
             host = Host(lease, session, backend, self._database, self._events, self)
             self._hosts[lease.session] = host
             tasks.start_soon(self._serve, host, name=f"host {lease.session}")
@@ -192,7 +195,9 @@ class Hosts:
                     host.fence()
                 else:
                     host.resume_if_suspended()
-            await self._hand_back([lease for lease in mine if lease.session not in self._hosts])
+            unserved = {lease for lease in mine if lease.session not in self._hosts}
+            await self._hand_back(unserved & self._unserved)  # not those that are just being taken
+            self._unserved = unserved
         if self.may_act():
             for backend in self._registry:
                 backend.beat()
@@ -200,7 +205,7 @@ class Hosts:
             for host in held:
                 await host.suspend()
 
-    async def _hand_back(self, orphans: list[Lease]) -> None:
+    async def _hand_back(self, orphans: set[Lease]) -> None:
         """Leases that were taken while the database went away, so that nothing serves them."""
         for lease in orphans:
             if lease.session not in self._starting:

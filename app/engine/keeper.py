@@ -36,13 +36,19 @@ class Keeper:
         """Whether the agent has told something that was not read yet."""
         return self.agent is not None and (self.agent.reports.has_reports or self.agent.reports.is_closed)
 
-    def _spec(self) -> AgentSpec:
+    def _spec(self, *, starts: bool = True) -> AgentSpec:
+        """What the agent is made of; where it `starts` is checked again: a link may point elsewhere now.
+
+        Raises:
+            PathNotAllowed: its directory is gone, or lies outside the roots.
+        """
         session = self._hosted.session
         return AgentSpec(
             creation_key=session.creation_key,
             provider=session.provider,
-            # Checked again at use: a link may point elsewhere by now.
-            cwd=check_requested(session.requested_cwd or session.cwd, self._hosted.backend.place),
+            cwd=check_requested(session.requested_cwd or session.cwd, self._hosted.backend.place)
+            if starts
+            else session.cwd,
             model=session.model,
             mode=session.mode,
             thinking=session.thinking,
@@ -83,7 +89,7 @@ class Keeper:
         session = self._hosted.session
         assert session.agent_session_id is not None
         try:
-            spec = self._spec()
+            spec = self._spec(starts=self._hosted.dies_with_host)
         except PathNotAllowed as error:  # an agent cannot work where its directory was
             raise AgentLost(str(error)) from None
         return self._hold(
@@ -139,7 +145,7 @@ class Keeper:
         except OutcomeUnknown as error:
             await self._hosted.finish(intent, error=describe(error))
             return
-        except BackendError as error:
+        except (BackendError, PathNotAllowed) as error:
             if how == "created":
                 await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
                 return

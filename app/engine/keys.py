@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from app.domain.errors import DatabaseUnavailable, RateLimited, Unauthenticated, ValidationFailed
+from app.domain.errors import DatabaseUnavailable, RateLimited, Unauthenticated
 from app.domain.ids import KeyId, Owner
 from app.domain.keys import ALL_SCOPES, ApiKey, Principal, Scope
 from app.engine.feed import Check, Reason
@@ -158,25 +158,30 @@ class Keys:
 
     # Keys.
 
+    def draw(self) -> str:
+        """The text of a new key, which is not yet one: 256 random bits under a random id."""
+        return f"alm_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
     async def make(self, owner: Owner, name: str, scopes: Sequence[Scope]) -> tuple[ApiKey, str]:
         """A new key and its text, which is never shown again."""
         while True:
-            key_id, secret = KeyId(secrets.token_hex(6)), secrets.token_urlsafe(32)
+            text = self.draw()
+            _, key_id, secret = text.split("_", 2)
             async with self._database.begin() as db:
-                key = await keys.add(db, key_id, owner, name, scopes, _hash(secret))
+                key = await keys.add(db, KeyId(key_id), owner, name, scopes, _hash(secret))
             if key is not None:
                 log.info("api_key_made", key_id=key_id, owner=owner)
-                return key, f"alm_{key_id}_{secret}"
+                return key, text
 
-    async def put(self, text: str, owner: Owner, name: str) -> None:
-        """See that a key of the operator's choosing is there, with every scope."""
+    async def put(self, text: str, name: str) -> bool:
+        """See that a key with this text is there, with every scope, for the owner `default`.
+
+        False if its id belongs to another key, or to one that was revoked.
+        """
         _, key_id, secret = text.split("_", 2)
         async with self._database.begin() as db:
-            found = await keys.find(db, KeyId(key_id))
-            if found is None:
-                await keys.add(db, KeyId(key_id), owner, name, ALL_SCOPES, _hash(secret))
-            elif not hmac.compare_digest(found[1], _hash(secret)):
-                raise ValidationFailed(detail=f"there is another key with the id {key_id}; choose another id")
+            await keys.add(db, KeyId(key_id), Owner("default"), name, ALL_SCOPES, _hash(secret))
+        return await self.knows(text)
 
     async def knows(self, text: str) -> bool:
         """Whether this is the text of a key that may be used."""
@@ -219,12 +224,13 @@ class Keys:
         Raises:
             Unauthenticated: unknown, too late, for another stream, or its key was revoked.
         """
-        self._guesses.check(address)
         async with self._database.begin() as db:
             found = await keys.find_ticket(db, _hash(ticket))
             key = await keys.find(db, found.key_id) if found and found.key_id is not None else None
-        if found is None or found.target != target:
+        if found is None:
+            self._guesses.check(address)
             self._guesses.note(address)
+        if found is None or found.target != target:
             raise Unauthenticated
         if found.key_id is not None and (key is None or key[0].revoked_at is not None):
             raise Unauthenticated
@@ -235,6 +241,11 @@ class Keys:
         """The ticket's stream opens now; an older one of the same ticket is superseded."""
         async with self._database.begin() as db:
             await keys.open_ticket(db, used.ticket_sha256, used.opening)
+
+    async def nobody_streams(self) -> None:
+        """This process is alone and just starts: whatever stream a ticket had opened has ended."""
+        async with self._database.begin() as db:
+            await keys.end_every_stream(db)
 
     async def ended(self, used: Pass) -> None:
         """The stream of a ticket ended; it may be opened again for a while."""

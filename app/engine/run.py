@@ -123,6 +123,7 @@ class Run:
         transcript: Transcript | None = None,
         *,
         last_event_at: datetime | None = None,
+        age_s: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.turn = turn
@@ -141,7 +142,8 @@ class Run:
         self.lost_cause: str | None = None
         """Why nobody can tell how the turn goes on, once that is so."""
         self.idle_since = now()
-        self.started = now()
+        self.started = now() - age_s
+        """Monotonic time of the first `turn.started`, from which its deadline counts."""
         self._now = now
         self._link_is_down = False
 

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeGuard
@@ -79,6 +79,8 @@ class Work:
     turns: list[Turn]
     waiting: list[Permission]
     now: datetime
+    drained: bool
+    """Whether the backend takes no new turns."""
 
 
 @dataclass
@@ -109,9 +111,11 @@ class Runner:
         self._retry_at: float | None = None
         self._postponed_until = 0.0
         self._foreign_busy = hosted.session.foreign_busy
+        self._drained = False
 
     def see(self, work: Work) -> None:
         """Take in what the database says of the turns."""
+        self._drained = work.drained
         if self.run is not None:
             self.run.policy = work.session.policy
         known = {queued.turn.id: queued for queued in self.queue}
@@ -143,7 +147,13 @@ class Runner:
         rows = await self._hosted.database.retrying(partial(self._turn_events, turn))
         transcript = Transcript.restored(fold((event.type, event.turn_id, event.data) for event in rows))
         told_at = [event.at for event in rows if not event.type.startswith("turn.")]
-        run = Run(turn, work.session.policy, transcript, last_event_at=told_at[-1] if told_at else None)
+        run = Run(
+            turn,
+            work.session.policy,
+            transcript,
+            last_event_at=told_at[-1] if told_at else None,
+            age_s=_age(turn, work.now),
+        )
         self.run = run
         if turn.status is TurnStatus.RETRYING:
             self._retry_at = 0.0
@@ -152,9 +162,9 @@ class Runner:
             run.waiting[permission.request] = Waiting(
                 id=permission.id,
                 request=permission.request,
-                for_person=True,
+                for_person=permission.expires_at is not None,
                 is_question=permission.kind == "question",
-                expires_at=None,
+                expires_at=_monotonic(permission.expires_at, work.now),
             )
         log.info("turn_taken_over", turn_id=turn.id)
         told = Told()
@@ -171,32 +181,32 @@ class Runner:
         try:
             await self._keeper.load(run.attempt)
             self._hosted.look()  # answers may wait that nobody could send
-        except AgentLost as error:
-            await self._hosted.change(agent_lost=True)
-            lost = Error(code="backend_session_lost", message=str(error), retriable=False)
-            await self._end(TurnFailed(error=lost, delivered="unknown"))
         except BackendUnavailable:
             self._postponed_until = time.monotonic() + POSTPONE_S
-        except BackendError as error:
-            rejected = Error(code="backend_rejected", message=str(error), retriable=False)
-            await self._end(TurnFailed(error=rejected, delivered="unknown"))
+        except BackendError as error:  # nothing tells any more how far it came
+            if isinstance(error, AgentLost):
+                await self._hosted.change(agent_lost=True)
+            told = Told()
+            run.expire_all(told)
+            run.finish(run.lost("backend_session_lost"), told)
+            await self._commit_told(told)
 
     async def _turn_events(self, turn: Turn) -> list[eventlog.Logged]:
-        found: list[eventlog.Logged] = []
         async with self._hosted.database.begin() as db:
-            while True:
-                after = found[-1].seq if found else eventlog.before(turn.first_seq)
-                rows = await eventlog.read_page(db, turn.session, after=after, turn=turn.id)
-                if not rows:
-                    return found
-                found += rows
+            return [event async for event in eventlog.read_turn(db, turn.session, turn)]
 
     async def _start_next(self) -> None:
         turn = self.queue[0].turn
+        if self._drained:
+            self._postponed_until = time.monotonic() + POSTPONE_S
+            self._hosted.look()  # whether it still is
+            return
         agent = await self._agent_for(turn)
         if agent is None:
             return
         await self.relay()
+        if self._keeper.agent is not agent:  # it has ended again meanwhile
+            return
         if self._foreign_busy:
             if turn.request.multitask_strategy == "interrupt":
                 await agent.interrupt()
@@ -221,12 +231,14 @@ class Runner:
                 turn, Error(code="backend_session_lost", message=str(error), retriable=False)
             )
         except BackendUnavailable as error:
-            if turn.request.multitask_strategy == "reject" or isinstance(self.run, Run):
+            if self.run is not None:  # never delivered: again, until the turn's deadline
+                self._retry_at = time.monotonic() + POSTPONE_S
+            elif turn.request.multitask_strategy == "reject":
                 await self._end_unsent(
                     turn, Error(code="backend_unavailable", message=str(error), retriable=True)
                 )
             else:
-                self._postponed_until = time.monotonic() + 2.0
+                self._postponed_until = time.monotonic() + POSTPONE_S
         except BackendError as error:
             await self._end_unsent(turn, Error(code="backend_rejected", message=str(error), retriable=False))
         return None
@@ -252,7 +264,8 @@ class Runner:
             now = await turns.by_id(db, turn.id)
             if now is None or now.attempt != attempt or now.status is not TurnStatus.RUNNING:
                 return None
-            return now
+            parts = await turns.attachments(db, turn.id)
+            return replace(now, request=replace(now.request, attachments=parts))
 
     async def _send(self) -> None:
         assert self.run is not None and self._keeper.agent is not None
@@ -303,6 +316,7 @@ class Runner:
             raise LeaseLost
         self.run.turn = started
         self.run.status = self.run.written = started.status
+        self.run.idle_since = time.monotonic()
         await self._send()
 
     async def end_queued(self, turn: Turn, event: Terminal) -> None:
@@ -412,16 +426,23 @@ class Runner:
         waiting = run.waiting.get(permission.request) if run is not None else None
         if waiting is None or waiting.id != permission.id or waiting.sent is not None:
             return
+        stops = response.interrupt and response.outcome == "deny"
+        if stops:
+            self.ask_to_stop("permission")
         await self._answer(
             waiting, response.outcome == "allow", "caller", permission.actor, response=response
         )
-        if response.interrupt and response.outcome == "deny":
-            self.ask_to_stop("caller")
+        if stops and run is not None and run.stop is not None and run.stop.rung is None:
+            await self._climb(run, run.stop)  # at once: the agent may be quick to end by itself
 
     async def _answer(
         self, waiting: Waiting, allow: bool, by: Any, actor: str | None, *, response: Response | None = None
     ) -> None:
-        if self._keeper.agent is None or waiting.sent is not None:
+        if waiting.sent is not None:
+            return
+        if self._keeper.agent is None:
+            waiting.expires_at = None if waiting.expires_at is None else time.monotonic() + REPEAT_S
+            await self._reopen(waiting, None)
             return
         option_id = response.option_id if response is not None else None
         waiting.sent = ("allowed" if allow else "denied", option_id, by, actor)
@@ -440,16 +461,18 @@ class Runner:
             waiting.sent = None
             waiting.expires_at = time.monotonic() + REPEAT_S if by == "timeout" else expires_at
 
-            refusal = str(error) if isinstance(error, BackendRejected) else None
-            session = self._hosted.lease.session
-
-            async def reopen() -> None:
-                async with self._hosted.database.begin() as db:
-                    await permissions.reopen(db, session, waiting.id, refusal)
-
-            await self._hosted.database.retrying(reopen)
+            await self._reopen(waiting, str(error) if isinstance(error, BackendRejected) else None)
             if isinstance(error, BackendRejected) and by == "policy":
                 self.ask_to_stop("permission")
+
+    async def _reopen(self, waiting: Waiting, refusal: str | None) -> None:
+        """The answer did not reach the agent: the permission is pending again."""
+
+        async def reopen() -> None:
+            async with self._hosted.database.begin() as db:
+                await permissions.reopen(db, self._hosted.lease.session, waiting.id, refusal)
+
+        await self._hosted.database.retrying(reopen)
 
     def ask_to_stop(self, cause: Any, limit: Limit | None = None) -> None:
         if self.run is not None and self.run.stop is None and not self.run.is_over:
@@ -556,6 +579,16 @@ class Runner:
         await self.relay()
         if stop.rung != "interrupt" and self.run is run and not agent.reports.has_reports:
             stop.until = time.monotonic() + 1.0  # what was told of the end may still be on its way
+
+
+def _age(turn: Turn, now: datetime) -> float:
+    """Seconds since the turn first started, by the database's clock."""
+    return 0.0 if turn.started_at is None else max(0.0, (now - turn.started_at).total_seconds())
+
+
+def _monotonic(at: datetime | None, now: datetime) -> float | None:
+    """A time of the database's clock as monotonic time."""
+    return None if at is None else time.monotonic() + (at - now).total_seconds()
 
 
 def _rest_of(turn: Turn, now: datetime) -> float:

@@ -1,6 +1,7 @@
 """Sessions: ensured, listed, changed, closed, erased."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -47,8 +48,8 @@ log = structlog.get_logger(__name__)
 
 WAIT_S = 30.0
 """Seconds that a change or a close waits for the session's host before the answer says "not yet"."""
-SNAPSHOT_EVENTS = 20_000
-"""Events of a turn that a snapshot folds at most."""
+ENSURE_ROUNDS = 2
+"""How often an ensure looks again when its session vanishes under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +96,15 @@ class Sessions:
             _require_admin(caller)
         if request.provider_session_id is not None:
             _require_admin(caller)
-        async with self._database.begin() as db:
-            found = await self._find(db, caller.owner, request)
-        if found is None:
-            found, made = await self._make(caller, request)
-        else:
-            made = False
-        return await self._open(caller, request, found, made=made)
+        for _ in range(ENSURE_ROUNDS):
+            async with self._database.begin() as db:
+                found = await self._find(db, caller.owner, request)
+            made = found is None
+            if found is None:
+                found, made = await self._make(caller, request)
+            with suppress(SessionNotFound):  # it was erased, or its creation failed, while we waited
+                return await self._open(caller, request, found, made=made)
+        raise BackendIsDown(detail="the session was made and removed again meanwhile; try again")
 
     async def _find(self, db: Transaction, owner: Owner, request: EnsureRequest) -> Session | None:
         """The row that the request is about, checked against it."""
@@ -131,8 +134,6 @@ class Sessions:
         session_id = request.session_id or new_session_id()
         policy = request.permission_policy or PermissionPolicy()
         async with self._database.begin() as db:
-            if backend.name in await health.drains(db):
-                raise Draining
             await turns.lock_owner(db, caller.owner)  # so that the bound holds for ensures at the same moment
             if await sessions.count_open(db, caller.owner) >= self._sessions_per_owner:
                 raise TooManySessions
@@ -216,7 +217,6 @@ class Sessions:
         """Wait until the session's agent is there; re-bind, compare and change what the request says."""
         if not made and session.agent_session_id is not None:
             _refuse_differences(request, session)
-        backend = self._registry.get(session.backend)
         live = (
             session.status == "active"
             and session.host_is_alive
@@ -234,10 +234,9 @@ class Sessions:
                 if session.agent_session_id is None or session.status != "active":
                     raise
                 up = False
-        elif backend is not None:
-            up = await self._is_up(backend.name)
         async with self._database.begin() as db:
             found = await sessions.by_key(db, session.key)
+            up = up and await self._is_up(db, session.backend)
         if found is None or found.agent_session_id is None:
             raise SessionNotFound
         if not made and session.agent_session_id is None:  # it was being made when we came
@@ -266,9 +265,10 @@ class Sessions:
         how: str = intent.result["how"]
         return "reused" if open_now and how == "created" else how
 
-    async def _is_up(self, backend: str) -> bool:
-        async with self._database.begin() as db:
-            return await health.is_up(db, backend) is not False
+    async def _is_up(self, db: Transaction, backend: str) -> bool:
+        """Whether any replica saw the backend up lately; one that is no longer configured is down."""
+        seen = await health.is_up(db, backend)
+        return seen is not False and (seen is True or self._registry.get(backend) is not None)
 
     async def _update(self, caller: Principal, request: EnsureRequest, session: Session) -> Session:
         change = SessionChange(
@@ -285,6 +285,7 @@ class Sessions:
         """Give the session its new name; from now on the old one is unknown, and its numbers are kept."""
         async with self._database.begin() as db:
             locked = await sessions.lock(db, session.key)
+            await turns.lock_owner(db, owner)  # two may want the same name at the same moment
             if locked is None or (other := await sessions.find(db, owner, session_id)) is not None:
                 if locked is not None and other is not None and other.key == session.key:
                     return other
@@ -321,8 +322,8 @@ class Sessions:
         """
         async with self._database.begin() as db:
             session = await sessions.get(db, owner, session_id)
-            up = await health.is_up(db, session.backend)
-        return Ensured(session=session, opened="reused", backend_up=up is not False)
+            up = await self._is_up(db, session.backend)
+        return Ensured(session=session, opened="reused", backend_up=up)
 
     async def list_sessions(
         self,
@@ -342,7 +343,7 @@ class Sessions:
             down = {
                 name
                 for name in {session.backend for session in page.items}
-                if await health.is_up(db, name) is False
+                if not await self._is_up(db, name)
             }
         return page, down
 
@@ -364,17 +365,11 @@ class Sessions:
             shown = current or await turns.last_turn(db, session.key)
             items: list[Item] = []
             if shown is not None:
-                rows = await eventlog.read_page(
-                    db,
-                    session.key,
-                    after=eventlog.before(shown.first_seq),
-                    limit=SNAPSHOT_EVENTS,
-                    turn=shown.id,
-                )
+                rows = [row async for row in eventlog.read_turn(db, session.key, shown)]
                 items = fold((row.type, row.turn_id, row.data) for row in rows)
             return Snapshot(
                 session=session,
-                backend_up=await health.is_up(db, session.backend) is not False,
+                backend_up=await self._is_up(db, session.backend),
                 current_turn=current,
                 queue=[turn for turn in open_turns if turn.started_at is None],
                 pending_permissions=await permissions.waiting(db, session.key),
@@ -407,14 +402,15 @@ class Sessions:
                 if backend is None or not backend.capabilities.settings:
                     raise UnsupportedByBackend(detail=f"{session.backend} has no settings to change")
                 number = await intents.write(db, session.key, "configure", at_backend)
-            await self._change_here(db, session, change)
-        if number is not None:
+        if number is not None:  # first the part that may be refused: a refusal changes nothing
             intent = await wait_for(self._database, session.key, number, WAIT_S)
             if intent is None:
                 raise BackendIsDown(detail="the session's host has not answered yet")
             if intent.error is not None:
                 raise_described(intent.error)
         async with self._database.begin() as db:
+            session = await sessions.lock_owned(db, caller.owner, session_id)
+            await self._change_here(db, session, change)
             return await sessions.get(db, caller.owner, session_id)
 
     async def _change_here(self, db: Transaction, session: Session, change: SessionChange) -> None:
@@ -453,7 +449,9 @@ class Sessions:
                 return session, True
             if session.status == "active" or mode == "cancel":
                 await sessions.change(db, session.key, status="closing", close_mode=mode)
-            number = await intents.write(db, session.key, "close", {"mode": mode, "reason": reason})
+            body = {"mode": mode, "reason": reason}
+            same = [one for one in await intents.pending(db, session.key) if one.body == body]
+            number = same[0].id if same else await intents.write(db, session.key, "close", body)
             running = session.current_turn_id is not None
         if not (mode == "drain" and running):
             await wait_for(self._database, session.key, number, WAIT_S)
@@ -472,6 +470,8 @@ class Sessions:
             raise BackendIsDown(detail="the session is still closing; delete it again")
         async with self._database.begin() as db:
             session = await sessions.lock_owned(db, owner, session_id)
+            if session.status != "closed":
+                raise BackendIsDown(detail="the session was opened again meanwhile; delete it again")
             await sessions.bury(db, owner, session_id, session.last_seq)
             await sessions.erase(db, session.key)
             await sessions.want(db, session.key)

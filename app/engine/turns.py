@@ -156,12 +156,11 @@ class Turns:
         if session.backend in await health.drains(db):
             raise Draining
         backend = self._registry.get(session.backend)
-        if backend is not None:
-            for part in request.attachments:
-                if part["type"] not in backend.capabilities.attachments:
-                    raise UnsupportedByBackend(
-                        detail=f"{session.backend} takes no {part['type']} attachments"
-                    )
+        if backend is None:
+            raise BackendIsDown(detail=f"{session.backend} is not configured any more")
+        for part in request.attachments:
+            if part["type"] not in backend.capabilities.attachments:
+                raise UnsupportedByBackend(detail=f"{session.backend} takes no {part['type']} attachments")
         if request.multitask_strategy == "reject":
             if open_turns or session.foreign_busy:
                 raise SessionBusy(open_turn_id=open_turns[0].id if open_turns else None)
@@ -223,8 +222,14 @@ class Turns:
 
     async def cancel(self, owner: Owner, turn_id: TurnId, cause: CancelCause = "caller") -> Turn:
         """Have the turn stopped, and wait a while for its end."""
+        before = await self.get(owner, turn_id)
+        if before.is_ended:
+            return replace(before, cancel_outcome=before.cancel_outcome or "already_ended")
         await self.request_cancel(owner, turn_id, cause)
-        return await self.wait(owner, turn_id, CANCEL_S)
+        turn = await self.wait(owner, turn_id, CANCEL_S)
+        if turn.is_ended and turn.started_at is not None and turn.cancel_outcome is None:
+            return replace(turn, cancel_outcome="already_ended")  # its own end was faster
+        return turn
 
     async def dequeue(self, owner: Owner, turn_id: TurnId) -> None:
         """Take a queued turn out of the queue; it stays readable.
@@ -250,4 +255,7 @@ class Turns:
         turn = await self.get(owner, turn_id)
         if not turn.is_ended:
             raise TurnNotEnded
-        return await self.admit(owner, turn.session_id, replace(turn.request, retry_of=turn.id), idempotency)
+        async with self._database.begin() as db:
+            attachments = await turns.attachments(db, turn_id)
+        again = replace(turn.request, attachments=attachments, retry_of=turn.id)
+        return await self.admit(owner, turn.session_id, again, idempotency)

@@ -68,16 +68,25 @@ class Agents:
         return (await self.request("fetch_agent_request", {"agentId": agent_id}, AgentAnswer)).agent
 
     async def create_agent(
-        self, provider: str, cwd: str, *, labels: Mapping[str, str] | None = None, **config: Any
+        self,
+        provider: str,
+        cwd: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        git: Mapping[str, Any] | None = None,
+        **config: Any,
     ) -> Agent:
         """Make an agent; find it again by its labels if the answer is lost.
 
-        `config` as on the wire: `title`, `model`, `modeId`, `thinkingOptionId`, `systemPrompt`, `mcpServers`.
+        `config` as on the wire: `title`, `model`, `modeId`, `thinkingOptionId`, `systemPrompt`, `mcpServers`;
+        `git` too, for a new worktree.
         The directory may be moved to its repository's root, a wrong model or mode is taken and not used:
         compare what comes back. Secrets in `config` are shown to every client.
         """
         given = {name: value for name, value in config.items() if value is not None}
         fields = {"config": {"provider": provider, "cwd": cwd, **given}, "labels": labels or {}}
+        if git is not None:
+            fields["git"] = git
         return (await self.request("create_agent_request", fields, AgentAnswer)).agent
 
     async def import_agent(

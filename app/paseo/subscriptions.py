@@ -61,13 +61,18 @@ class Mailbox(Generic[T]):
             Lagged: it was read too slowly.
             anyio.EndOfStream: the client was closed, or the box was.
         """
-        while not self._notes:
+        await self.arrived()
+        if not self._notes:
             self._check()
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
         note, size = self._notes.popleft()
         self._bytes -= size
         return note
+
+    async def arrived(self) -> None:
+        """Wait until there is something to take, or the end."""
+        while not self._notes and not self._is_closed:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
 
     def drain(self) -> list[T]:
         """All notes that are there, without waiting. Raises as `receive` does, if nothing more can come."""

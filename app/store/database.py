@@ -62,6 +62,8 @@ class Address:
 
 def is_outage(error: BaseException) -> bool:
     """Whether `error` says that the database cannot be reached or used now, and not that we are wrong."""
+    if isinstance(error, ValueError):  # asyncpg's DataError: an argument of ours that it cannot encode
+        return False
     if isinstance(
         error, (OSError, PoolTimeout, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
     ):
@@ -189,6 +191,7 @@ class Database:
                     connection.add_termination_listener(lambda _, lost=lost: lost.set())
                     await connection.add_listener(CHANNEL, self._heard)
                     self.bell.ring_all()
+                    self.bell.heard(KEYS)  # a key may have been revoked while nobody heard
                     pause = 0.1
                     await lost.wait()
                 finally:

@@ -7,7 +7,7 @@ same `read`; the newest events of followed sessions are also kept in memory, beh
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from app.domain.errors import DatabaseUnavailable, SessionNotFound
 from app.domain.events import Event
 from app.domain.ids import Seq, SessionId, SessionKey, TurnId
 from app.domain.text import timestamp
+from app.domain.turns import Turn
 from app.store.bell import CHANNEL, EVERYTHING, MAX_PAYLOAD
 from app.store.database import Database, ring_after_commit
 from app.store.tables import EventRow, SessionRow
@@ -438,3 +439,12 @@ async def record(db: AsyncSession, session: SessionKey, drafts: Sequence[Draft])
         )
     ring_after_commit(db, session, last=Seq(last) if drafts else None)
     return Seq(last)
+
+
+async def read_turn(db: AsyncSession, session: SessionKey, turn: Turn) -> AsyncIterator[Logged]:
+    """Every event of a turn, in order, page by page within a transaction."""
+    after = before(turn.first_seq)
+    while page := await read_page(db, session, after=after, turn=turn.id):
+        for event in page:
+            yield event
+        after = page[-1].seq

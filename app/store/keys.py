@@ -21,6 +21,10 @@ TICKET_OPENS_S = 60
 TICKET_REOPENS_S = 600
 """Seconds after a stream's last end in which its ticket opens it again."""
 
+TICKET_LIVES_S = 24 * 3600
+"""Seconds after its last opening in which a ticket opens its stream again if nobody saw that stream end:
+the process that served it was killed."""
+
 
 def _key(row: ApiKeyRow) -> ApiKey:
     return ApiKey(
@@ -110,7 +114,10 @@ _usable = or_(
     and_(TicketRow.opening.is_(None), TicketRow.created_at > _seconds(TICKET_OPENS_S)),
     and_(
         TicketRow.opening.is_not(None),
-        or_(TicketRow.last_ended_at.is_(None), TicketRow.last_ended_at > _seconds(TICKET_REOPENS_S)),
+        or_(
+            and_(TicketRow.last_ended_at.is_(None), TicketRow.opened_at > _seconds(TICKET_LIVES_S)),
+            TicketRow.last_ended_at > _seconds(TICKET_REOPENS_S),
+        ),
     ),
 )
 
@@ -128,7 +135,7 @@ async def open_ticket(db: AsyncSession, ticket_sha256: bytes, opening: UUID) -> 
     await db.execute(
         update(TicketRow)
         .where(TicketRow.ticket_sha256 == ticket_sha256)
-        .values(opening=opening, last_ended_at=None)
+        .values(opening=opening, opened_at=func.now(), last_ended_at=None)
     )
     ring_keys_after_commit(db)
 
@@ -143,6 +150,15 @@ async def end_ticket(db: AsyncSession, ticket_sha256: bytes, opening: UUID) -> N
     await db.execute(
         update(TicketRow)
         .where(TicketRow.ticket_sha256 == ticket_sha256, TicketRow.opening == opening)
+        .values(last_ended_at=func.now())
+    )
+
+
+async def end_every_stream(db: AsyncSession) -> None:
+    """Note that every ticket's stream has ended: for a process that knows it is alone, and just starts."""
+    await db.execute(
+        update(TicketRow)
+        .where(TicketRow.opening.is_not(None), TicketRow.last_ended_at.is_(None))
         .values(last_ended_at=func.now())
     )
 

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from app.domain.ids import SessionKey
 from app.store.database import Database
+from app.store.health import FRESH_S
 
 LEASE_S = 15.0
 """Seconds that a lease lasts without renewal."""
@@ -27,10 +28,14 @@ class Lease:
 _CLAIM = text("""
 WITH free AS (
     SELECT id FROM agent_sessions
-    WHERE backend = ANY(:backends) AND (CAST(:only AS bigint) IS NULL OR id = :only)
+    WHERE (CAST(:only AS bigint) IS NULL OR id = :only)
+      AND (backend = ANY(:backends) OR NOT EXISTS (  -- a backend that nobody has configured any more
+            SELECT FROM backend_health h
+            WHERE h.backend = agent_sessions.backend AND h.seen_at > now() - make_interval(secs => :fresh)))
       AND ((wanted AND host IS NULL)
            OR (host IS NOT NULL AND host_until < now() - make_interval(
-                secs => CASE WHEN backend = ANY(:mortal) THEN :grace ELSE 0 END)))
+                secs => CASE WHEN backend = ANY(:mortal) OR NOT backend = ANY(:backends)
+                             THEN :grace ELSE 0 END)))
     ORDER BY id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE agent_sessions s
@@ -73,6 +78,7 @@ class Leases:
                     "replica": self._replica,
                     "lease": LEASE_S,
                     "grace": GUARD_GRACE_S,
+                    "fresh": FRESH_S,
                 },
             )
             return [Lease(SessionKey(key), generation) for key, generation in rows]

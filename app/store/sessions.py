@@ -17,7 +17,7 @@ from app.domain.sessions import PermissionPolicy, Session
 from app.domain.signals import Config, Cursor
 from app.store.database import ring_after_commit, want_after_commit
 from app.store.paging import Page, older_than, page
-from app.store.tables import PermissionRow, SessionRow, TombstoneRow, TurnRow
+from app.store.tables import IntentRow, PermissionRow, SessionRow, TombstoneRow, TurnRow
 
 _running = and_(TurnRow.session == SessionRow.id, TurnRow.started_at.is_not(None), TurnRow.ended_at.is_(None))
 _current_turn = select(TurnRow.id).where(_running).scalar_subquery()
@@ -322,6 +322,7 @@ async def bury(db: AsyncSession, owner: Owner, session_id: SessionId, last_seq: 
 
 
 async def erase(db: AsyncSession, key: SessionKey) -> None:
-    """Delete a session with its log, turns and permissions."""
+    """Delete a session with its log, turns and permissions, and what was still to be done for it."""
     await db.execute(delete(SessionRow).where(SessionRow.id == key))
+    await db.execute(delete(IntentRow).where(IntentRow.session == key, IntentRow.done_at.is_(None)))
     ring_after_commit(db, key)

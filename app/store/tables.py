@@ -309,6 +309,7 @@ class TicketRow(Base):
     opening: Mapped[Any | None] = mapped_column(UUID)
     """The stream that it opened last; an older one is superseded."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    opened_at: Mapped[datetime | None]
     last_ended_at: Mapped[datetime | None]
 
     __table_args__ = (Index(None, "created_at"),)
@@ -322,10 +323,11 @@ class IdempotencyRow(Base):
     owner: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_sha256: Mapped[bytes]
-    turn_id: Mapped[str] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"))
+    turn_id: Mapped[str]
+    """No foreign key: an erased turn is not run again either."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index(None, "created_at"), Index(None, "turn_id"))
+    __table_args__ = (Index(None, "created_at"),)
 
 
 class BackendHealthRow(Base):

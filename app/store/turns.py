@@ -8,6 +8,7 @@ import asyncpg
 import msgspec
 from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
 from app.domain.errors import TurnNotFound
 from app.domain.events import (
@@ -27,8 +28,10 @@ from app.store.tables import IdempotencyRow, SessionRow, TurnRow
 
 
 def _query() -> Select[Any, Any, Any]:
-    return select(TurnRow, SessionRow.session_id, SessionRow.owner).join(
-        SessionRow, SessionRow.id == TurnRow.session
+    return (
+        select(TurnRow, SessionRow.session_id, SessionRow.owner)
+        .join(SessionRow, SessionRow.id == TurnRow.session)
+        .options(defer(TurnRow.attachments, raiseload=True))  # megabytes, which only the agent needs
     )
 
 
@@ -43,7 +46,6 @@ def _turn(row: Any) -> Turn:
         attempt=t.attempt,
         request=PromptRequest(
             prompt=t.prompt,
-            attachments=t.attachments,
             multitask_strategy=t.multitask_strategy,
             on_disconnect=t.on_disconnect,
             queue_timeout_s=t.queue_timeout_s,
@@ -88,6 +90,11 @@ async def by_id(db: AsyncSession, turn_id: TurnId) -> Turn | None:
     """The turn of that id, whoever's it is."""
     row = (await db.execute(_query().where(TurnRow.id == turn_id))).one_or_none()
     return _turn(row) if row else None
+
+
+async def attachments(db: AsyncSession, turn_id: TurnId) -> list[dict[str, Any]]:
+    """The attachments of a turn's prompt, which `Turn` does not carry."""
+    return await db.scalar(select(TurnRow.attachments).where(TurnRow.id == turn_id)) or []
 
 
 async def open_turns(db: AsyncSession, session: SessionKey) -> list[Turn]:
