@@ -123,7 +123,7 @@ def _run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    from app.api.edge import EdgeProtocol
+    from app.api.protocol import EdgeProtocol
     from app.main import create_app
 
     listener = _listen(settings)

@@ -26,13 +26,15 @@ from app.backends.paseo import PaseoBackend
 from app.backends.registry import Registry
 from app.console import pages
 from app.demo import COMMAND_LINE
-from app.engine.feed import Feed, Streams
+from app.engine.ensuring import Ensuring
+from app.engine.feed import Feed
 from app.engine.health import Healths
 from app.engine.hosts import Hosts
 from app.engine.keys import Keys
 from app.engine.lifecycle import Lifecycle
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
+from app.engine.streams import Streams
 from app.engine.turns import Turns
 from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError
 from app.store.bell import Bell
@@ -203,11 +205,14 @@ async def _furnished(
             heartbeat_s=settings.timing.heartbeat_s,
             rotate_s=settings.timing.rotate_s,
         )
+        sessions_ = Sessions(database, registry)
         rooms = Rooms(
-            sessions=Sessions(
+            sessions=sessions_,
+            ensuring=Ensuring(
                 database,
                 registry,
                 lifecycle,
+                sessions_,
                 ensure_s=settings.timing.ensure_s,
                 sessions_per_owner=settings.limits.sessions_per_owner,
             ),

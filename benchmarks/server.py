@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import uvicorn
 
-from app.api.edge import EdgeProtocol
+from app.api.protocol import EdgeProtocol
 
 SEND_BUFFER = 256 * 1024
 """Bytes of the kernel's send buffer, as the service sets it."""

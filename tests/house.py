@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.api.edge import EdgeProtocol
+from app.api.protocol import EdgeProtocol
 from app.main import House as Service
 from app.main import create_app
 from app.settings import Limits, Settings, Timing

@@ -13,7 +13,9 @@ from app.domain.keys import Principal, Scope
 _bearer = HTTPBearer(
     scheme_name="ApiKey", bearerFormat="alm_<id>_<secret>", description="An API key.", auto_error=False
 )
+"""How a key is sent. Whether one has to be is for the route to say."""
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+"""The key as it was sent; null if none was."""
 
 
 def address(request: Request) -> str:
@@ -35,9 +37,13 @@ def needs(scope: Scope) -> Callable[..., Awaitable[Principal]]:
 
 
 Reader = Annotated[Principal, Depends(needs("read"))]
+"""The caller, who may look."""
 Prompter = Annotated[Principal, Depends(needs("prompt"))]
+"""The caller, who may have agents work, and change and close sessions."""
 Approver = Annotated[Principal, Depends(needs("approve"))]
+"""The caller, who may answer permission requests."""
 Admin = Annotated[Principal, Depends(needs("admin"))]
+"""The caller, who may make keys and drain backends."""
 
 
 async def _any_caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:

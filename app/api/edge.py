@@ -4,9 +4,7 @@ Pure ASGI, so that streams are not buffered and `http.disconnect` reaches them. 
 scope's path and on raw headers, never on a URL put together from them.
 """
 
-import asyncio
 import re
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -17,7 +15,6 @@ from uuid import uuid4
 import anyio
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.problems import (
     INVALID_HOST,
@@ -28,6 +25,7 @@ from app.api.problems import (
     internal_error,
     problem_response,
 )
+from app.api.protocol import TARGET
 
 log = structlog.get_logger()
 
@@ -35,24 +33,22 @@ LINGER_S = 2.0
 """Seconds in which a refused client may finish sending, so that it reads the refusal and not a reset."""
 LINGER_BYTES = 16 * 1024 * 1024
 """Bytes that are thrown away meanwhile; past it the connection is cut."""
-HEAD_BYTES = 64 * 1024
-"""Bytes of a request's head that are kept while it has not ended; the exact limit is the middleware's."""
-HEAD_S = 30.0
-"""Seconds in which a connection has to send a request's head."""
-
-TARGET = "request_target"
-"""Where `EdgeProtocol` leaves, in the scope's state, a request target that is more than a path."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing, so that any page may send them."""
 PROMPT_ROUTES = re.compile(r"/v1/(?:prompt-stream|sessions/[^/]+/turns)\Z")
 """The routes, by POST, whose bodies may carry attachments."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}\Z")
+"""A request id that is taken over: harmless in a log and in a header."""
 _TRACEPARENT = re.compile(
     rb"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(?P<more>-.*)?\Z"
 )
+"""A `traceparent` of any version (W3C Trace Context, 3.2)."""
 _HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?\Z")
+"""A host and perhaps a port, as in `Host` (RFC 9110, 7.2)."""
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""What a browser leaves out of `Origin`, by scheme."""
 
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -63,6 +59,7 @@ _SECURITY_HEADERS = (
 )
 """For every answer that does not bring its own."""
 _SAME_ORIGIN = (b"cross-origin-resource-policy", b"same-origin")
+"""One more of them, where no other origin is allowed."""
 
 
 def cors_options(origins: Sequence[str]) -> dict[str, Any]:
@@ -83,6 +80,7 @@ def cors_options(origins: Sequence[str]) -> dict[str, Any]:
             "Content-Location",
             "Idempotent-Replayed",
             "Location",
+            "Preference-Applied",
             "Retry-After",
             "X-Request-ID",
         ],
@@ -343,7 +341,9 @@ def _check_json(body: bytes, depth: int) -> None:
 
 
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""A bracket as a signed byte: one step down, or one up."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+"""Every other byte."""
 
 
 async def _discard(receive: Receive) -> None:
@@ -376,68 +376,3 @@ def _authority(target: bytes) -> bytes:
         return urlsplit(target).netloc
     except ValueError:
         return b""
-
-
-class EdgeProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with bounds on a request's head: `uvicorn.Config(http=EdgeProtocol)`.
-
-    By itself it waits for ever for a head, keeps any amount of it, and hides a host that stands in the
-    request target (RFC 9112, 3.2.2) from the application.
-    """
-
-    head_s = HEAD_S
-
-    _head = 0
-    _in_head = True
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Begin to wait for a first request."""
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            # asyncio does it only for sockets made with IPPROTO_TCP; without it a second write waits 40 ms.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse; cut the connection if a head grows out of bounds."""
-        was_in_head = self._in_head
-        super().data_received(data)
-        if was_in_head and self._in_head and not self.transport.is_closing():
-            self._head += len(data)
-            if self._head > HEAD_BYTES:
-                self.send_400_response("Request header too large.")
-
-    def on_message_begin(self) -> None:
-        """A request's first byte is here; the rest of its head has to follow."""
-        super().on_message_begin()
-        self._in_head, self._head = True, 0
-        self._await_head()
-
-    def on_headers_complete(self) -> None:
-        """A request's head is whole."""
-        self._stop_waiting()
-        self._in_head = False
-        if not self.url.startswith(b"/"):
-            self.scope["state"][TARGET] = self.url
-        super().on_headers_complete()
-
-    def _await_head(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_s, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _give_up(self) -> None:
-        self._head_timer = None
-        if not self.transport.is_closing():
-            self.transport.close()

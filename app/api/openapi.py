@@ -19,8 +19,10 @@ from app.api.problems import MEDIA_TYPE, ProblemBody, ValidationItem, codes_of, 
 from app.domain.events import EVENT_CLASSES
 
 Json = dict[str, Any]
+"""A JSON object: a schema, or a part of the document."""
 
 _REF = "#/components/schemas/"
+"""What a reference to a component begins with."""
 _CLOSING_REASONS = [
     "draining",
     "slow_consumer",
@@ -33,6 +35,7 @@ _CLOSING_REASONS = [
     "too_many_streams",
     "rotate",
 ]
+"""Why we end a stream."""
 
 
 def _object(description: str, properties: Json, required: Iterable[str] | None = None) -> Json:
@@ -45,6 +48,7 @@ def _object(description: str, properties: Json, required: Iterable[str] | None =
 
 
 _SEQ: Json = {"type": ["integer", "null"], "minimum": 0}
+"""A position in a log; null on the stream over all sessions."""
 
 CONTROLS: dict[str, Json] = {
     "stream.ready": _object(
@@ -87,6 +91,7 @@ EVENT_STREAM_RESPONSES: dict[int | str, Json] = {
 """For `responses=` of a route that answers with a stream."""
 
 _ENDED: Json = {"description": "Nothing more will come: it has ended, and the cursor is at its end."}
+"""A stream that need not be opened: 204, after which an EventSource stays away."""
 
 
 def install(app: FastAPI) -> None:

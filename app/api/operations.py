@@ -45,7 +45,9 @@ from app.engine.keys import TICKET_OPENS_S
 router = APIRouter(tags=["operations"])
 
 NamePath = Annotated[str, Path(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+"""A backend by its name, in a path."""
 KeyPath = Annotated[str, Path(pattern="^[A-Za-z0-9]{1,64}$")]
+"""A key by its id, in a path."""
 
 
 async def _is_known(request: Request, rooms: Rooms, credentials: Credentials) -> bool:
@@ -71,6 +73,7 @@ def _backend_health(rooms: Rooms, name: str, seen: Health) -> BackendHealth:
     )
 
 
+@router.head("/health", include_in_schema=False)
 @router.get(
     "/health",
     response_model=HealthView,
@@ -95,12 +98,14 @@ async def get_health(
     )
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def get_livez() -> ProbeView:
     """Whether the process answers; does no I/O."""
     return ProbeView(status="ok")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ProbeView, "description": "Takes no work now"}})
 async def get_readyz(rooms: RoomsDep, response: Response) -> ProbeView:
     """Whether this replica takes work: its database answers, and it is not draining."""

@@ -23,6 +23,7 @@ from app.domain.permissions import PermissionStatus
 router = APIRouter(prefix="/v1/permissions", tags=["permissions"])
 
 PermissionPath = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,128}$")]
+"""A permission by its id, in a path."""
 
 
 @router.get("", responses=problems(InvalidCursor))

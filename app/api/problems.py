@@ -53,6 +53,7 @@ from app.domain.text import clean, timestamp
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
+"""Of every problem's body."""
 MAX_ERRORS = 50
 """Validation errors that one answer lists; a body can hold far more."""
 MAX_NAME = 128
@@ -137,6 +138,7 @@ _BY_STATUS = {
     413: PAYLOAD_TOO_LARGE,
     422: VALIDATION_FAILED,
 }
+"""What the framework's own errors are called."""
 
 
 class ValidationItem(BaseModel):
@@ -300,6 +302,7 @@ _CASES: dict[str, tuple[Problem, type[DomainError] | None]] = {
     **{problem.code: (problem, None) for problem in EDGE_PROBLEMS},
     **{problem.code: (problem, error) for error, problem in PROBLEMS.items()},
 }
+"""Every problem by its code; the domain's with their error, whose fields are members."""
 
 
 def problems(*errors: type[DomainError]) -> dict[int | str, dict[str, Any]]:

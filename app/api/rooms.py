@@ -5,12 +5,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.engine.feed import Feed, Streams
+from app.engine.ensuring import Ensuring
+from app.engine.feed import Feed
 from app.engine.health import Healths
 from app.engine.keys import Keys
 from app.engine.lifecycle import Lifecycle
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
+from app.engine.streams import Streams
 from app.engine.turns import Turns
 
 
@@ -19,6 +21,7 @@ class Rooms:
     """Every use-case of the service."""
 
     sessions: Sessions
+    ensuring: Ensuring
     turns: Turns
     permissions: Permissions
     feed: Feed
@@ -38,3 +41,4 @@ def rooms(request: Request) -> Rooms:
 
 
 RoomsDep = Annotated[Rooms, Depends(rooms)]
+"""The use-cases, as a route asks for them."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Response, status
+from pydantic import WithJsonSchema
 
 from app.api.auth import Prompter, Reader
 from app.api.openapi import EVENT_STREAM_RESPONSES
@@ -31,18 +32,28 @@ from app.domain.errors import (
     UnsupportedByBackend,
     ValidationFailed,
 )
-from app.domain.ids import SESSION_ID_PATTERN, Seq, SessionId
+from app.domain.ids import SESSION_ID_PATTERN, SessionId
 from app.domain.sessions import Activity, Ensured, SessionStatus
-from app.engine.feed import Filter
+from app.engine.cursors import Filter, parse_cursor
 
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
 SessionPath = Annotated[
     str, Path(pattern=SESSION_ID_PATTERN, description="The caller's name for the session.")
 ]
+"""A session by its name, in a path."""
 ListLimit = Annotated[int, Query(ge=1, le=200)]
-ListCursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+"""Items of one page."""
+ListCursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
+"""Where a page begins; what is none of ours is the store's to refuse."""
 FilterText = Annotated[str | None, Query(max_length=200, pattern="^[^\x00]*$")]
+"""A value that a filter compares with."""
+PageAfter = Annotated[
+    str | None,
+    Query(description="The last seq examined: the page begins after it."),
+    WithJsonSchema({"type": "integer", "minimum": 0, "exclusiveMaximum": 10**18}),
+]
+"""A cursor of a log. Text, so that a malformed one is refused as a cursor, here as on a stream."""
 
 _ENSURE_PROBLEMS = problems(
     SessionConflict,
@@ -57,6 +68,7 @@ _ENSURE_PROBLEMS = problems(
     BackendIsDown,
     Draining,
 )
+"""What an ensure may be refused for."""
 
 
 def _ensured(ensured: Ensured, response: Response) -> SessionView:
@@ -76,7 +88,7 @@ async def ensure_session(
     session_id: SessionPath, body: EnsureBody, caller: Prompter, rooms: RoomsDep, response: Response
 ) -> SessionView:
     """Ensure a session: 201 if it was made, 200 if it was there, with the same backend agent."""
-    return _ensured(await rooms.sessions.ensure(caller, body.to_domain(SessionId(session_id))), response)
+    return _ensured(await rooms.ensuring.ensure(caller, body.to_domain(SessionId(session_id))), response)
 
 
 @router.post(
@@ -88,7 +100,7 @@ async def ensure_session_by_chat(
     body: EnsureByChatBody, caller: Prompter, rooms: RoomsDep, response: Response
 ) -> SessionView:
     """Ensure a session by its natural key `(chat_id, agent)`; an id is made if none is given."""
-    return _ensured(await rooms.sessions.ensure(caller, body.to_domain()), response)
+    return _ensured(await rooms.ensuring.ensure(caller, body.to_domain()), response)
 
 
 @router.get("/sessions", responses=problems(InvalidCursor, ValidationFailed))
@@ -198,17 +210,19 @@ async def read_events(
     session_id: SessionPath,
     caller: Reader,
     rooms: RoomsDep,
-    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    after: PageAfter = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     types: Types = None,
     deltas: Deltas = True,
 ) -> Response:
     """A page of the log, ascending, each event as it stands on the stream's `data:` line."""
+    cursor = parse_cursor(None, after, None)
+    since = cursor if isinstance(cursor, int) else None
     shown = Filter.parse(types, deltas=deltas)
     session, found = await rooms.sessions.events(
-        caller.owner, SessionId(session_id), after=None if after is None else Seq(after), limit=limit
+        caller.owner, SessionId(session_id), after=since, limit=limit
     )
-    start = session.oldest_seq - 1 if after is None else after
+    start = session.oldest_seq - 1 if since is None else since
     page = {
         "items": [msgspec.Raw(event.data.encode()) for event in found if shown.shows(event)],
         "next_after": found[-1].seq if found else start,

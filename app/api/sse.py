@@ -13,18 +13,7 @@ import structlog
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from app.engine.feed import (
-    Closing,
-    Events,
-    FeedStep,
-    Idle,
-    Moved,
-    Ready,
-    Reset,
-    Resumed,
-    Stalled,
-    Synced,
-)
+from app.engine.steps import Closing, Events, FeedStep, Idle, Moved, Ready, Reset, Resumed, Stalled, Synced
 from app.store.eventlog import Logged
 
 log = structlog.get_logger(__name__)

@@ -18,17 +18,10 @@ from app.domain.errors import (
 )
 from app.domain.ids import Owner, SessionId, TurnId
 from app.domain.keys import Principal
-from app.engine.feed import (
-    OWNER_DEFAULT,
-    Cursor,
-    FeedStep,
-    Filter,
-    Following,
-    Patience,
-    StreamPlace,
-    parse_cursor,
-)
+from app.engine.cursors import OWNER_DEFAULT, Cursor, Filter, Following, parse_cursor
 from app.engine.keys import Pass
+from app.engine.steps import FeedStep
+from app.engine.streams import Patience, StreamPlace
 
 LastEventId = Annotated[str | None, Header(description="The last `id` seen: the stream goes on after it.")]
 After = Annotated[str | None, Query(description="The same as Last-Event-ID, which comes first.")]

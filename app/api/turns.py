@@ -43,7 +43,8 @@ from app.domain.errors import (
 from app.domain.ids import SessionId, TurnId
 from app.domain.keys import Principal
 from app.domain.turns import Turn, TurnStatus
-from app.engine.feed import Filter, StreamPlace
+from app.engine.cursors import Filter
+from app.engine.streams import StreamPlace
 from app.engine.turns import Idempotency
 
 router = APIRouter(prefix="/v1", tags=["turns"])
@@ -73,11 +74,13 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _turn_answer(turn: Turn, *, replayed: bool = False) -> JSONResponse:
+def _turn_answer(turn: Turn, *, replayed: bool = False, waited_s: int = 0) -> JSONResponse:
     view = TurnView.from_domain(turn)
     headers = {"Location": f"/v1/turns/{turn.id}"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
+    if waited_s:
+        headers["Preference-Applied"] = f"wait={waited_s}"  # RFC 7240, 3
     return JSONResponse(
         view.model_dump(mode="json"), status_code=200 if turn.is_ended else 202, headers=headers
     )
@@ -87,16 +90,16 @@ def _wants_stream(request: Request) -> bool:
     return "text/event-stream" in request.headers.get("accept", "")
 
 
-def _wait(prefer: str | None) -> float:
+def _wait(prefer: str | None) -> int:
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})", prefer or "", re.IGNORECASE)
-    return min(int(found[1]), MAX_WAIT_S) if found else 0.0
+    return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 
 Admit = Callable[[], Awaitable[tuple[Turn, bool]]]
 """Admits a prompt, or finds it admitted before."""
 
 
-async def _answer(rooms: Rooms, caller: Principal, admit: Admit, *, stream: bool, wait_s: float) -> Response:
+async def _answer(rooms: Rooms, caller: Principal, admit: Admit, *, stream: bool, wait_s: int) -> Response:
     """Admit a prompt, and answer in the form that was asked for."""
     if stream:
         place = rooms.streams.take(caller)  # before anything is admitted
@@ -109,7 +112,7 @@ async def _answer(rooms: Rooms, caller: Principal, admit: Admit, *, stream: bool
     turn, replayed = await admit()
     if wait_s:
         turn = await rooms.turns.wait(caller.owner, turn.id, wait_s)
-    return _turn_answer(turn, replayed=replayed)
+    return _turn_answer(turn, replayed=replayed, waited_s=wait_s)
 
 
 async def _stream_answer(
@@ -192,7 +195,7 @@ async def prompt_stream(
         earlier = await rooms.turns.earlier(caller.owner, key) if key is not None else None
         if earlier is not None:
             return earlier, True
-        ensured = await rooms.sessions.ensure(caller, body.ensure())
+        ensured = await rooms.ensuring.ensure(caller, body.ensure())
         return await rooms.turns.admit(caller.owner, ensured.session.session_id, body.prompt(), key)
 
     return await _answer(rooms, caller, admit, stream=True, wait_s=0)

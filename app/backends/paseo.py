@@ -41,6 +41,8 @@ from app.paseo.versions import support
 KEY_LABEL = "alameda_key"
 """The label by which an agent of ours is found again; the others are for people."""
 ORIGIN = {"origin": "alameda"}
+HEALTH_WAIT_S = 2.0
+"""Seconds that a look at the daemon waits for such a link."""
 LINK_WAIT_S = 5.0
 """Seconds that a request waits for a link that is being dialled."""
 FIND_LOOKS = 2
@@ -94,9 +96,12 @@ class PaseoBackend:
 
     async def health(self) -> Health:
         """How the link is, and whether the daemon answers over it; never raises."""
+        if not self._client.link.is_up:
+            self._client.redial()
+            with suppress(errors.NotSent):  # a link that was just lost is soon there again
+                await self._client.wait_up(HEALTH_WAIT_S)
         link = self._client.link
         if not link.is_up:
-            self._client.redial()
             return Health(up=False, detail=link.error or "the daemon is being dialled")
         version = link.server.version if link.server is not None else None
         started = time.monotonic()

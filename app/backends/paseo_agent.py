@@ -34,6 +34,9 @@ from app.paseo.errors import PaseoError, Reason
 
 log = structlog.get_logger(__name__)
 
+BUSY_LOOKS = 10
+"""Looks at an agent that does not leave `running`, before a prompt is refused."""
+
 
 class PaseoAgent:
     """Implements `Agent` over the daemon's WebSocket. `open_new` or `take_up` comes first."""
@@ -112,6 +115,7 @@ class PaseoAgent:
         except Exception:  # its neighbours live on
             log.exception("paseo_agent_crashed")
             self._teller.conclude(TurnBroke(code="internal_error", message="the adapter failed"))
+        self._is_released = True
         self._follower.close()
 
     async def archive(self) -> None:
@@ -175,23 +179,26 @@ class PaseoAgent:
         return sent
 
     async def _leave_running(self) -> None:
-        """Prompting an agent that runs would end its turn: it is given a moment, and then asked."""
-        if self._teller.snapshot.status not in ("running", "initializing"):
-            return
-        await anyio.sleep(self._pace.busy)
-        await self._follower.read_up()
+        """Prompting an agent that runs would end its turn: it is given a moment to leave that state."""
+        for _ in range(BUSY_LOOKS):
+            if self._teller.snapshot.status not in ("running", "initializing"):
+                return
+            await anyio.sleep(self._pace.busy / BUSY_LOOKS)
+            await self._follower.read_up()
         if self._teller.snapshot.status in ("running", "initializing"):
             raise SendFailed("somebody else keeps the agent busy", delivered="no", retriable=True)
 
     async def _send(self, prompt: Prompt, sent: Sent) -> None:
         delivery = Delivery(self._client, self._follower, sent)
         self._own.start_soon(delivery.run, self._id, prompt, name=f"paseo prompt {prompt.attempt}")
+        self._own.start_soon(self._watch_start, sent, name=f"paseo start {prompt.attempt}")
         await delivery.written.wait()
         if delivery.failure is not None:
             if self._teller.sent is sent:
                 self._teller.sent = None
+            sent.alive.set()
+            sent.started.set()
             raise delivery.failure
-        self._own.start_soon(self._watch_start, sent, name=f"paseo start {prompt.attempt}")
 
     async def _watch_start(self, sent: Sent) -> None:
         """See that a turn shows life: a process that died while idle takes prompts and never answers."""

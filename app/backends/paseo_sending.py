@@ -70,7 +70,10 @@ class Delivery:
             pass  # catching up will find out
         else:
             self._sent.accepted = True
-        self.written.set()
+        finally:
+            if not self.written.is_set() and self.failure is None:
+                self.failure = SendFailed("the agent was let go", delivered="no", retriable=True)
+            self.written.set()
 
     async def _refused(self, error: errors.Refused) -> None:
         """The daemon said no; some of its texts are no refusal, and the turn may run all the same."""

@@ -3,277 +3,31 @@
 A step is what happens on a stream; the edge makes bytes of it. Nothing is kept per follower but a number.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import anyio
 import structlog
 
-from app.domain.errors import DatabaseUnavailable, InvalidCursor, TooManyStreams, ValidationFailed
-from app.domain.events import DELTA_TYPES, EVENT_CLASSES, TERMINAL_TYPES
-from app.domain.ids import KeyId, Owner, Seq, SessionId, SessionKey, TurnId
-from app.domain.keys import Principal
+from app.domain.errors import DatabaseUnavailable
+from app.domain.events import TERMINAL_TYPES
+from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
+from app.engine.cursors import Cursor, Filter, Following, following_from
 from app.engine.lifecycle import Lifecycle
+from app.engine.steps import Closing, Events, FeedStep, Idle, Moved, Ready, Reason, Resumed, Stalled, Synced
 from app.store import sessions, turns
 from app.store.bell import Wakeup
 from app.store.database import Database
 from app.store.eventlog import EventLog, Logged
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 POLL_S = 1.0
 """Seconds between two looks at all followed sessions: covers a lost bell, and notices a lost database."""
-OPEN_S = 10.0
-"""Seconds for which opening a stream waits for the database."""
-OWNER_DEFAULT = frozenset(
-    name
-    for name in EVENT_CLASSES
-    if name.split(".")[0] in ("session", "turn", "permission", "file", "task", "backend")
-)
-"""What the stream over all of an owner's sessions shows if no types are asked for."""
 
-Reason: TypeAlias = Literal[
-    "draining",
-    "slow_consumer",
-    "session_closed",
-    "turn_ended",
-    "rebound",
-    "auth_expired",
-    "superseded",
-    "database_unavailable",
-    "too_many_streams",
-    "rotate",
-]
-Cursor: TypeAlias = Seq | Literal["start", "now"]
-"""Where a stream begins: after that event, before the oldest, or after the newest."""
 Check: TypeAlias = Callable[[], Awaitable[Reason | None]]
 """Why the stream may not go on, if so; asked whenever keys or tickets have changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The stream is open."""
-
-    session_id: SessionId
-    after: Seq
-    oldest_seq: Seq
-    last_seq: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """Durable events, in order."""
-
-    events: list[Logged]
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """The cursor moved past events that are not shown."""
-
-    seq: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Synced:
-    """Everything up to here has been replayed; from now on live."""
-
-    last_seq: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The cursor is not in the log; the stream goes on from `resume_from`."""
-
-    reason: Literal["too_old", "too_new"]
-    resume_from: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Stalled:
-    """The database does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """The database answers again."""
-
-    last_seq: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """The stream ends here."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing happened for a heartbeat's time."""
-
-
-FeedStep: TypeAlias = Ready | Events | Moved | Synced | Reset | Stalled | Resumed | Closing | Idle
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which events are shown."""
-
-    types: frozenset[str] | None = None
-    deltas: bool = True
-    turn: TurnId | None = None
-
-    @property
-    def shows_all(self) -> bool:
-        """Whether nothing is left out."""
-        return self.types is None and self.deltas and self.turn is None
-
-    def shows(self, event: Logged) -> bool:
-        """Whether `event` is shown."""
-        if self.turn is not None and event.turn_id != self.turn:
-            return False
-        if not self.deltas and event.type in DELTA_TYPES:
-            return False
-        return self.types is None or event.type in self.types
-
-    @classmethod
-    def parse(cls, types: str | None, *, deltas: bool = True, turn: TurnId | None = None) -> "Filter":
-        """The filter of a comma list of types; `turn.*` is all of a noun.
-
-        Raises:
-            ValidationFailed: there is no such type.
-        """
-        if types is None or not types.strip(", "):
-            return cls(deltas=deltas, turn=turn)
-        wanted: set[str] = set()
-        for pattern in filter(None, (part.strip() for part in types.split(","))):
-            found = {
-                name
-                for name in EVENT_CLASSES
-                if name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1]))
-            }
-            if not found:
-                raise ValidationFailed(
-                    errors=[{"loc": ["query", "types"], "msg": "no such event type", "type": "unknown_type"}]
-                )
-            wanted |= found
-        return cls(types=frozenset(wanted), deltas=deltas, turn=turn)
-
-
-def parse_cursor(last_event_id: str | None, after: str | None, from_: str | None) -> Cursor:
-    """The cursor that a request names: `Last-Event-ID`, else `after`, else `from`, else the start.
-
-    Raises:
-        InvalidCursor: it is not a number that could be a cursor.
-    """
-    text = last_event_id if last_event_id else after
-    if text is None:
-        return "now" if from_ == "now" else "start"
-    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
-        raise InvalidCursor
-    return Seq(int(text))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
-    """A stream that may be opened: everything that can be refused has been checked."""
-
-    session: SessionKey
-    session_id: SessionId
-    after: Seq
-    oldest_seq: Seq
-    last_seq: Seq
-    reset: Reset | None
-    moved: bool
-    filter: Filter
-    is_at_end: bool
-    """Nothing will ever come: the turn ended, or the session is closed, and the cursor is past it."""
-
-
-class Patience:
-    """How long opening one stream waits for the database, all its steps together."""
-
-    def __init__(self) -> None:
-        self._until = anyio.current_time() + OPEN_S
-
-    async def wait_for(self, look: Callable[[], Awaitable[T]]) -> T:
-        """What `look` finds, tried again while the database is away.
-
-        Raises:
-            DatabaseUnavailable: it stayed away.
-        """
-        while True:
-            with anyio.CancelScope(deadline=self._until):
-                try:
-                    return await look()
-                except DatabaseUnavailable:
-                    await anyio.sleep(0.25)
-                    continue
-            raise DatabaseUnavailable
-
-
-class StreamPlace:
-    """The place of one stream: given back at its end, or at once if it is never opened."""
-
-    def __init__(self, give_back: Callable[[], None]) -> None:
-        self._give_back: Callable[[], None] | None = give_back
-
-    def give_back(self) -> None:
-        """Give the place back, once, however often this is called."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
-
-    def __enter__(self) -> None:
-        """The stream is open."""
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back()
-
-
-class Streams:
-    """How many streams are open, for each key and for this process; each bound answers with 429."""
-
-    def __init__(self, *, per_key: int, total: int) -> None:
-        self._per_key = per_key
-        self._total = total
-        self._open: Counter[KeyId | Owner] = Counter()
-        self._none = anyio.Event()
-
-    @property
-    def open(self) -> int:
-        """Streams that are open now."""
-        return self._open.total()
-
-    def take(self, caller: Principal) -> "StreamPlace":
-        """A place for one more stream, taken from now on until it is given back.
-
-        Raises:
-            TooManyStreams: close one first.
-        """
-        name = caller.key_id or caller.owner
-        if self.open >= self._total or self._open[name] >= self._per_key:
-            raise TooManyStreams
-        self._open[name] += 1
-        return StreamPlace(lambda: self._give_back(name))
-
-    def _give_back(self, name: KeyId | Owner) -> None:
-        self._open[name] -= 1
-        if self._open[name] <= 0:
-            del self._open[name]
-        if not self._open:
-            self._none.set()
-
-    async def all_closed(self) -> None:
-        """Wait until no stream is open."""
-        while self._open:
-            self._none = anyio.Event()
-            await self._none.wait()
 
 
 class Feed:
@@ -369,7 +123,9 @@ class Feed:
         """
         async with self._database.begin() as db:
             session = await sessions.get(db, owner, session_id)
-        following = _following(session.key, session_id, cursor, session.oldest_seq, session.last_seq, shown)
+        following = following_from(
+            session.key, session_id, cursor, session.oldest_seq, session.last_seq, shown
+        )
         return following(ended=session.status == "closed", end=session.last_seq)
 
     async def open_turn(self, owner: Owner, turn_id: TurnId, cursor: Cursor, shown: Filter) -> Following:
@@ -386,7 +142,7 @@ class Feed:
             at: Cursor = Seq(max(start, session.oldest_seq - 1))
         else:
             at = start if cursor != "now" and cursor < start else cursor
-        following = _following(
+        following = following_from(
             session.key, session.session_id, at, session.oldest_seq, session.last_seq, shown
         )
         return following(ended=turn.is_ended, end=turn.last_seq or session.last_seq)
@@ -540,39 +296,6 @@ class Feed:
                     continue
                 if not await self._rest(wakeup):
                     yield Idle()
-
-
-def _following(
-    session: SessionKey,
-    session_id: SessionId,
-    cursor: Cursor,
-    oldest: Seq,
-    last: Seq,
-    shown: Filter,
-) -> Callable[..., Following]:
-    """A stream from `cursor` on; what is left to say is whether and where its subject has ended."""
-    first, reset = Seq(oldest - 1), None
-    after = first if cursor == "start" else last if cursor == "now" else cursor
-    if after > last:
-        reset = Reset("too_new", last)
-    elif after < first:
-        reset = Reset("too_old", first)
-    start = reset.resume_from if reset else after
-
-    def following(*, ended: bool, end: Seq) -> Following:
-        return Following(
-            session=session,
-            session_id=session_id,
-            after=start,
-            oldest_seq=oldest,
-            last_seq=last,
-            reset=reset,
-            moved=reset is not None or cursor == "now",
-            filter=shown,
-            is_at_end=ended and reset is None and after >= end,
-        )
-
-    return following
 
 
 def _ends(page: list[Logged], turn: TurnId) -> bool:

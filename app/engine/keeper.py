@@ -1,6 +1,7 @@
 """The agent of a hosted session: made once, found again, loaded, changed, put away."""
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -100,7 +101,7 @@ class Keeper:
         """Have the agent there: made, loaded again, or found to be held already."""
         session = self._hosted.session
         if session.agent_session_id is None:
-            await self._create(intent, "created")
+            await self._create(intent, "imported" if session.provider_session_id else "created")
             return
         if session.status == "closing":
             raise SessionIsClosed
@@ -137,16 +138,19 @@ class Keeper:
         """Make the agent, once: after an unknown outcome it is looked for first."""
         agent: Agent | None = None
         try:
+            spec = self._spec()
+            if how == "replaced":  # a session of the provider is adopted once, its history told once
+                spec = replace(spec, provider_session_id=None)
             if self._hosted.session.creating:
-                agent = await self._hosted.backend.find(self._spec())
+                agent = await self._hosted.backend.find(spec)
             if agent is None:
                 await self._hosted.change(creating=True)
-                agent = await self._hosted.backend.create(self._spec())
+                agent = await self._hosted.backend.create(spec)
         except OutcomeUnknown as error:
             await self._hosted.finish(intent, error=describe(error))
             return
         except (BackendError, PathNotAllowed) as error:
-            if how == "created":
+            if how != "replaced":
                 await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
                 return
             raise
@@ -155,7 +159,7 @@ class Keeper:
         except PathNotAllowed as error:
             with suppress(BackendError):
                 await agent.archive()
-            if how == "created":
+            if how != "replaced":
                 await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
                 return
             raise

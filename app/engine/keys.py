@@ -14,7 +14,8 @@ import structlog
 from app.domain.errors import DatabaseUnavailable, RateLimited, Unauthenticated
 from app.domain.ids import KeyId, Owner
 from app.domain.keys import ALL_SCOPES, ApiKey, Principal, Scope
-from app.engine.feed import Check, Reason
+from app.engine.feed import Check
+from app.engine.steps import Reason
 from app.store import keys
 from app.store.database import Database
 from app.store.paging import Page

@@ -206,6 +206,16 @@ async def belongs(db: AsyncSession, owner: Owner, project_id: str | None, key: S
     return await db.scalar(query) is not None
 
 
+async def is_adopted(db: AsyncSession, backend: str, provider_session_id: str) -> bool:
+    """Whether a session that is not closed, of any owner, has adopted that session of a provider."""
+    query = select(SessionRow.id).where(
+        SessionRow.backend == backend,
+        SessionRow.provider_session_id == provider_session_id,
+        SessionRow.status != "closed",
+    )
+    return await db.scalar(query.limit(1)) is not None
+
+
 async def count_open(db: AsyncSession, owner: Owner) -> int:
     """The owner's sessions that are not closed."""
     query = select(func.count()).select_from(SessionRow)

@@ -105,6 +105,34 @@ async def test_every_promised_route_is_described(house: House) -> None:
         assert is_open(path) or operation["security"]
 
 
+async def test_head_is_answered_where_a_probe_may_send_it(house: House) -> None:
+    """As GET, without the content (RFC 9110, 9.3.2); a stream has no such answer."""
+    for path in ("/health", "/livez", "/readyz", "/"):
+        got, head = await house.client.get(path), await house.client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"") == (200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert int(head.headers["content-length"]) > 0
+    await house.ensure("s-1")
+    for path in ("/v1/sessions/s-1/events/stream", "/v1/events/stream"):
+        assert (await house.client.head(path)).status_code == 405
+
+
+async def test_a_preference_that_was_honoured_is_named(house: House) -> None:
+    """`Preference-Applied` (RFC 7240, 3) says how long we were ready to wait, whether or not it sufficed."""
+    await house.ensure("s-1")
+    path = "/v1/sessions/s-1/turns"
+    answer = await house.post(path, {"prompt": "say x"}, Prefer="wait=20")
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=20")
+    retry = f"/v1/turns/{answer.json()['turn_id']}/retry"
+    answer = await house.post(retry, Prefer="respond-async, wait=600")
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=60")
+    answer = await house.post(path, {"prompt": "ask Delete?"}, Prefer="wait=1")
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
+    for headers in ({"Prefer": "wait=0"}, {"Prefer": "handling=strict"}, {}):
+        answer = await house.post(path, {"prompt": "say x", "multitask_strategy": "enqueue"}, **headers)
+        assert "preference-applied" not in answer.headers
+
+
 def is_open(path: str) -> bool:
     return path in ("/health", "/livez", "/readyz")
 

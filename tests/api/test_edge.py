@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from starlette.middleware.cors import CORSMiddleware
 from structlog.testing import capture_logs
 
-from app.api.edge import EdgeMiddleware, EdgeProtocol, _check_json, _Refused, cors_options
+from app.api.edge import EdgeMiddleware, _check_json, _Refused, cors_options
 from app.api.problems import install_handlers
+from app.api.protocol import EdgeProtocol
 
 CORS_ORIGIN = "https://app.example"
 SECURITY_HEADERS = {

@@ -13,7 +13,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.openapi import CONTROLS, EVENT_STREAM_RESPONSES, docs_router, install
 from app.api.problems import install_handlers, problems
-from app.api.schemas import EventPage, HealthView, PromptBody, SessionView, SnapshotView, TurnView
+from app.api.schemas.events import EventPage, SnapshotView
+from app.api.schemas.health import HealthView
+from app.api.schemas.sessions import SessionView
+from app.api.schemas.turns import PromptBody, TurnView
 from app.domain.errors import BackendIsDown, SessionBusy, SessionNotFound
 from app.domain.events import EVENT_CLASSES
 

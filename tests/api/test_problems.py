@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException
 from structlog.testing import capture_logs
 
 from app.api.problems import PROBLEMS, error_response, install_handlers, problems
-from app.api.schemas import PromptBody
+from app.api.schemas.turns import PromptBody
 from app.domain.errors import (
     BackendIsDown,
     DomainError,

@@ -7,19 +7,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.api.schemas import (
-    CloseBody,
-    EnsureBody,
-    EnsureByChatBody,
-    PatchSession,
-    PermissionView,
-    PromptBody,
-    PromptStreamBody,
-    RespondBody,
-    SessionView,
-    TicketBody,
-    TurnView,
-)
+from app.api.schemas.ensure import EnsureBody, EnsureByChatBody
+from app.api.schemas.keys import TicketBody
+from app.api.schemas.permissions import PermissionView, RespondBody
+from app.api.schemas.sessions import CloseBody, PatchSession, SessionView
+from app.api.schemas.turns import PromptBody, PromptStreamBody, TurnView
 from app.domain.events import Error, PermissionOption, Question, TokenUsage
 from app.domain.ids import Owner, PermissionId, Seq, SessionId, SessionKey, TurnId
 from app.domain.permissions import Permission, Response
@@ -182,15 +174,24 @@ def test_what_is_absent_or_null_is_not_said() -> None:
     assert EnsureBody.model_validate({"agent": "demo"}).to_domain(SessionId("s")) == nothing
     every = dict.fromkeys(EnsureBody.model_fields) | {"agent": "demo"}
     assert EnsureBody.model_validate(every).to_domain(SessionId("s")) == nothing
-    assert (
-        PatchSession.model_validate(dict.fromkeys(PatchSession.model_fields)).to_domain() == SessionChange()
-    )
+    assert PatchSession.model_validate({}).to_domain() == SessionChange()
     names = [field.alias or name for name, field in PromptBody.model_fields.items()]
     asked = PromptBody.model_validate(dict.fromkeys(names) | {"prompt": "x"})
     assert asked.to_domain() == PromptRequest(prompt="x", attachments=[])
     assert CloseBody().to_domain() == "cancel"
     answer = RespondBody.model_validate(dict.fromkeys(RespondBody.model_fields) | {"outcome": "deny"})
     assert answer.to_domain() == Response(outcome="deny")
+
+
+@pytest.mark.parametrize("name", PatchSession.model_fields)
+def test_null_in_a_change_is_refused_because_nothing_can_be_cleared(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PatchSession.model_validate({name: None})
+    [error] = caught.value.errors()
+    assert error["loc"] == (name,)
+    assert "a setting cannot be cleared" in error["msg"]
+    shown = PatchSession.model_json_schema()["properties"][name]
+    assert "null" not in str(shown)
 
 
 def test_the_path_names_the_session_so_the_body_must_not() -> None:

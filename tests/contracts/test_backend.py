@@ -1,11 +1,13 @@
 """What the engine relies on, whatever the backend: one suite for every type.
 
 A stage offers a backend whose agents play scripts, one command a line, in the language of the demo agent
-(`python -m app.demo --help`).
+(`python -m app.demo --help`). Where types differ, the stage says how.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +27,7 @@ from app.backends.base import (
     SendFailed,
     Unsupported,
 )
-from app.domain.details import Edit, Read, Shell
+from app.domain.details import Edit, Read, Shell, Unknown
 from app.domain.events import PlanEntry
 from app.domain.signals import (
     AgentDied,
@@ -44,20 +46,50 @@ from app.domain.signals import (
     Usage,
 )
 from tests.backends.acp_house import DEMO, PATIENCE, acp_backend, is_end, text, until
+from tests.backends.paseo_house import SPEED, paseo_backend
+from tests.paseo.twin import Twin
 
 pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """How the types differ."""
+
+    stop_reasons: bool = True
+    """Whether it tells why a turn ended by itself: a refusal can be told from an answer."""
+    names_messages: bool = True
+    """Whether its messages have ids; without, neighbouring texts are one message."""
+    error_texts: bool = True
+    """Whether a provider's words on its failure arrive."""
+    heals: bool = False
+    """Whether an agent whose process died works again by itself; else it has to be loaded again."""
+    chooses: str = "allow_always"
+    """The kind of an option that is honoured, among those that allow."""
+    models: tuple[str, str] = ("demo-1", "demo-2")
+    every_status: bool = True
+    """Whether a tool call is always told as running before it ends; else its start may be left out."""
+    runs_what_it_asked: bool = True
+    """Whether an agent runs a tool once it is allowed to."""
 
 
 class Stage(Protocol):
     """A backend whose agents play scripts."""
 
     backend: Backend
+    traits: Traits
 
-    def spec(self) -> AgentSpec:
+    def spec(self, *, asks_questions: bool = False) -> AgentSpec:
         """What an agent is made of; every call with a creation key of its own."""
 
     def prompt(self, *script: str) -> Prompt:
         """A prompt that makes an agent play the script; every call is an attempt of its own."""
+
+    def decided(self, signals: list[Signal]) -> str:
+        """What became of the agent's request, as the agent itself understood it: `allowed` or `denied`."""
+
+    def heard(self, signals: list[Signal]) -> str:
+        """The answer to its question, as the agent understood it."""
 
 
 @dataclass
@@ -65,9 +97,10 @@ class AcpStage:
     """The demo agent, which understands the language of the scripts itself."""
 
     backend: Backend
+    traits: Traits = field(default_factory=Traits)
     made: int = 0
 
-    def spec(self) -> AgentSpec:
+    def spec(self, *, asks_questions: bool = False) -> AgentSpec:
         self.made += 1
         return AgentSpec(creation_key=f"key-{self.made}", provider="acp", cwd=str(Path.cwd()))
 
@@ -75,12 +108,91 @@ class AcpStage:
         self.made += 1
         return Prompt(attempt=f"attempt-{self.made}", text="\n".join(script))
 
+    def decided(self, signals: list[Signal]) -> str:
+        return text(signals)
 
-@pytest.fixture(params=["acp"])
-async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    def heard(self, signals: list[Signal]) -> str:
+        return text(signals).removeprefix("you said: ")
+
+
+@dataclass
+class PaseoStage:
+    """The agents of a twin of the daemon, to whom the scripts are translated."""
+
+    backend: Backend
+    home: Path
+    traits: Traits = field(
+        default_factory=lambda: Traits(
+            stop_reasons=False,
+            names_messages=False,
+            error_texts=False,
+            heals=True,
+            chooses="allow_once",
+            models=("m1", "m2"),
+            every_status=False,
+            runs_what_it_asked=False,
+        )
+    )
+    made: int = 0
+
+    def spec(self, *, asks_questions: bool = False) -> AgentSpec:
+        self.made += 1
+        provider = "opencode" if asks_questions else "scripted"
+        return AgentSpec(creation_key=f"key-{self.made}", provider=provider, cwd=str(self.home))
+
+    def prompt(self, *script: str) -> Prompt:
+        self.made += 1
+        lines, is_deaf = [], False
+        for line in script:
+            verb, _, rest = line.partition(" ")
+            is_deaf = is_deaf or verb == "ignore-cancel"
+            sleeps_deaf = is_deaf and verb == "sleep"
+            lines += [f"stubborn {float(rest) * 1000}"] if sleeps_deaf else _for_twin(verb, rest)
+        return Prompt(attempt=f"attempt-{self.made}", text="\n".join(lines))
+
+    def decided(self, signals: list[Signal]) -> str:
+        outcome = json.loads(text(signals).removeprefix("permission: "))["outcome"]
+        return {"allow": "allowed", "reject": "denied"}[outcome["optionId"]]
+
+    def heard(self, signals: list[Signal]) -> str:
+        (call,) = [s for s in signals if isinstance(s, ToolCall) and s.status == "completed"]
+        assert isinstance(call.detail, Unknown)
+        answers = json.loads(call.detail.output)
+        return str(answers["Pick"])
+
+
+def _for_twin(verb: str, rest: str) -> list[str]:
+    """A command of the demo agent, in the twin's language."""
+    simple: Mapping[str, Callable[[], list[str]]] = {
+        "stream": lambda: [f"say chunk-{number} " for number in range(1, int(rest) + 1)],
+        "run": lambda: [f"tool shell {rest}"],
+        "read": lambda: [f"tool read {rest}"],
+        "edit": lambda: [f"tool edit {rest}"],
+        "ignore-cancel": list,
+        "sleep": lambda: [f"sleep {float(rest) * 1000}"],
+        "tokens": lambda: [f"usage {rest}"],
+        "plan": lambda: [f"plan {rest}", f"plan {';'.join('+' + step.strip() for step in rest.split(';'))}"],
+        "question": lambda: [f"tool question {_question(rest)}"],
+    }
+    known = simple.get(verb)
+    return known() if known is not None else [f"{verb} {rest}".strip()]
+
+
+def _question(rest: str) -> str:
+    text, *options = [part.strip() for part in rest.split("|")]
+    labels = [{"label": option, "description": ""} for option in options]
+    return json.dumps({"questions": [{"question": text, "header": "Pick", "options": labels}]})
+
+
+@pytest.fixture(params=["acp", "paseo"])
+async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
     """One stage for each type of backend."""
-    async with acp_backend(DEMO) as backend:
-        yield AcpStage(backend)
+    if request.param == "acp":
+        async with acp_backend(DEMO) as backend:
+            yield AcpStage(backend)
+        return
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as daemon:
+        yield PaseoStage(daemon, tmp_path)
 
 
 async def test_a_backend_that_is_there_is_up(stage: Stage) -> None:
@@ -117,10 +229,11 @@ async def test_what_an_agent_says_and_thinks_comes_in_order_before_the_one_end(s
     await agent.prompt(stage.prompt("think hm", "say one", "say two"))
     signals = await until(agent, is_end)
     told = [signal.text for signal in signals if isinstance(signal, TextDelta | ReasoningPiece)]
-    assert told == ["hm", "one", "two"]
-    messages = [signal.message for signal in signals if isinstance(signal, TextDelta)]
-    assert len(set(messages)) == 2
-    assert [signal for signal in signals if is_end(signal)] == [TurnEnded(stop_reason="end_turn")]
+    assert "".join(told) == "hmonetwo"
+    messages = {signal.message for signal in signals if isinstance(signal, TextDelta)}
+    assert len(messages) == 2 if stage.traits.names_messages else messages == {None}
+    reason = "end_turn" if stage.traits.stop_reasons else None
+    assert [signal for signal in signals if is_end(signal)] == [TurnEnded(stop_reason=reason)]
     assert is_end(signals[-1])
 
 
@@ -133,14 +246,14 @@ async def test_reports_carry_the_attempt_that_they_belong_to(stage: Stage) -> No
         with anyio.fail_after(PATIENCE):
             while not any(is_end(signal) for report in reports for signal in report.signals):
                 reports += await agent.reports.take()
-        assert {report.attempt for report in reports} == {prompt.attempt}
+        assert {report.attempt for report in reports if report.signals} == {prompt.attempt}
 
 
 async def test_a_long_stream_keeps_its_order(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("stream 3000"))
     signals = await until(agent, is_end)
-    assert text(signals).split() == [f"chunk-{number}" for number in range(1, 3001)]
+    assert re.findall(r"chunk-\d+", text(signals)) == [f"chunk-{number}" for number in range(1, 3001)]
 
 
 async def test_a_tool_call_is_told_whole_from_start_to_end(stage: Stage) -> None:
@@ -152,12 +265,14 @@ async def test_a_tool_call_is_told_whole_from_start_to_end(stage: Stage) -> None
             calls.setdefault(signal.call, []).append(signal)
     run, read, edit = calls.values()
     for told in run, read, edit:
-        assert told[0].status == "in_progress"
+        assert told[0].status == "in_progress" or not stage.traits.every_status
         assert [call.status for call in told].count("completed") == 1
         assert told[-1].status == "completed"
     assert (run[-1].kind, read[-1].kind, edit[-1].kind) == ("execute", "read", "edit")
     match run[-1].detail, read[-1].detail, edit[-1].detail:
-        case Shell(command="ls -l", output=str(), exit_code=0), Read(path="/etc/hosts"), Edit(path="/tmp/x"):
+        case Shell(command="ls -l", output=str(), exit_code=0 | None), Read(path="/etc/hosts"), Edit(
+            path="/tmp/x"
+        ):
             pass
         case details:
             pytest.fail(f"other details: {details}")
@@ -203,8 +318,9 @@ async def test_an_answer_to_a_permission_reaches_the_agent(
     signals = await until(agent, is_end)
     settled = [signal for signal in signals if isinstance(signal, PermissionSettled)]
     assert [(signal.request, signal.outcome) for signal in settled] == [(asked.request, outcome)]
-    assert text(signals) == said
-    assert any(isinstance(signal, ToolCall) and signal.status == "completed" for signal in signals) is allow
+    assert stage.decided(signals) == said
+    ran = any(isinstance(signal, ToolCall) and signal.status == "completed" for signal in signals)
+    assert ran is (allow and stage.traits.runs_what_it_asked)
 
 
 async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only_once(stage: Stage) -> None:
@@ -213,7 +329,7 @@ async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
     with pytest.raises(BackendRejected):
         await agent.answer(asked.request, Answer(allow=True, option_id="nobody offered this"))
-    chosen = next(option for option in asked.options if option.kind == "allow_always")
+    chosen = next(option for option in asked.options if option.kind == stage.traits.chooses)
     await agent.answer(asked.request, Answer(allow=True, option_id=chosen.option_id))
     with pytest.raises(BackendRejected):
         await agent.answer(asked.request, Answer(allow=True))
@@ -222,7 +338,7 @@ async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only
 
 
 async def test_a_question_gets_its_answer(stage: Stage) -> None:
-    agent = await stage.backend.create(stage.spec())
+    agent = await stage.backend.create(stage.spec(asks_questions=True))
     await agent.prompt(stage.prompt("question Which colour? | red | blue"))
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
     assert asked.kind == "question"
@@ -232,7 +348,7 @@ async def test_a_question_gets_its_answer(stage: Stage) -> None:
     await agent.answer(
         asked.request, Answer(allow=True, answers={question.header or question.question: "blue"})
     )
-    assert text(await until(agent, is_end)) == "you said: blue"
+    assert stage.heard(await until(agent, is_end)) == "blue"
 
 
 async def test_an_interrupted_agent_stops(stage: Stage) -> None:
@@ -279,10 +395,13 @@ async def test_a_crash_is_told_with_the_turn_that_it_broke(stage: Stage) -> None
     agent = await stage.backend.create(stage.spec())
     signals = await _play(stage, agent, "say last words", "crash")
     assert text(signals) == "last words"
-    died, broke = signals[-2:]
-    assert isinstance(died, AgentDied)
+    broke = signals[-1]
     assert isinstance(broke, TurnBroke)
     assert broke.code == "agent_process_dead"
+    if stage.traits.heals:
+        assert text(await _play(stage, agent, "say back")) == "back"
+        return
+    assert isinstance(signals[-2], AgentDied)
     with pytest.raises(SendFailed) as refused:
         await agent.prompt(stage.prompt("say hello"))
     assert refused.value.delivered == "no"
@@ -294,7 +413,7 @@ async def test_a_provider_failure_ends_the_turn_and_not_the_agent(stage: Stage) 
     agent = await stage.backend.create(stage.spec())
     match (await _play(stage, agent, "fail out of credit"))[-1]:
         case TurnBroke(code="provider_error", message=message):
-            assert "out of credit" in message
+            assert ("out of credit" if stage.traits.error_texts else "lost its words") in message
         case end:
             pytest.fail(f"another end: {end}")
     assert text(await _play(stage, agent, "say go on")) == "go on"
@@ -302,7 +421,9 @@ async def test_a_provider_failure_ends_the_turn_and_not_the_agent(stage: Stage) 
 
 async def test_a_refusal_is_an_end_with_its_own_reason(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
-    assert (await _play(stage, agent, "refuse"))[-1] == TurnEnded(stop_reason="refusal")
+    assert (await _play(stage, agent, "refuse"))[-1] == TurnEnded(
+        stop_reason="refusal" if stage.traits.stop_reasons else None
+    )
 
 
 async def test_two_prompts_at_once_are_refused_before_they_are_sent(stage: Stage) -> None:
@@ -317,8 +438,10 @@ async def test_two_prompts_at_once_are_refused_before_they_are_sent(stage: Stage
 
 async def test_settings_can_be_changed_and_unknown_ones_are_refused(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
-    state = await agent.configure(Change(model="demo-2", mode="plan"))
-    assert (state.model, state.mode) == ("demo-2", "plan")
+    one, other = stage.traits.models
+    assert agent.state.model == one
+    state = await agent.configure(Change(model=other, mode="plan"))
+    assert (state.model, state.mode) == (other, "plan")
     assert agent.state == state
     with pytest.raises(Unsupported):
         await agent.configure(Change(mode="no such mode"))

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from app.api.schemas.bodies import MAX_CLOCK_S, ListView, RequestBody, Timestamp, View, is_null
 from app.api.schemas.text import ONE_LINE, STORABLE, Name, Title
@@ -57,12 +58,19 @@ def optional_policy(body: PolicyBody | None) -> PermissionPolicy | None:
 class PatchSession(RequestBody):
     """Settings to change; what is absent stays."""
 
-    model: Name | None = None
-    mode: Name | None = None
-    thinking: Name | None = None
-    title: Title | None = None
-    labels: Labels | None = None
-    permission_policy: PolicyBody | None = None
+    model: Name | SkipJsonSchema[None] = None
+    mode: Name | SkipJsonSchema[None] = None
+    thinking: Name | SkipJsonSchema[None] = None
+    title: Title | SkipJsonSchema[None] = None
+    labels: Labels | SkipJsonSchema[None] = None
+    permission_policy: PolicyBody | SkipJsonSchema[None] = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_said(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("a setting cannot be cleared; leave it out to keep it as it is")
+        return value
 
     def to_domain(self) -> SessionChange:
         """The change."""
