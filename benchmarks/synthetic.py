@@ -18,6 +18,7 @@ from app.backends.base import (
     Capabilities,
     Change,
     Health,
+    OpenAttempt,
     Place,
     Prompt,
     Provider,
@@ -76,6 +77,9 @@ class SyntheticAgent:
     def end(self) -> None:
         """End the turn."""
         self.reports.put_nowait(Report(attempt=self._attempt, signals=(TurnEnded(stop_reason="end_turn"),)))
+
+    async def reach(self) -> None:
+        """Always there."""
 
     async def interrupt(self) -> None:
         """End the turn."""
@@ -153,7 +157,7 @@ class SyntheticBackend:
         return None
 
     async def load(
-        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
+        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: OpenAttempt | None = None
     ) -> Agent:
         """Raises AgentLost: a released agent is gone."""
         raise AgentLost("a synthetic agent ends with its host")

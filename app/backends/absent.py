@@ -9,6 +9,7 @@ from app.backends.base import (
     BackendUnavailable,
     Capabilities,
     Health,
+    OpenAttempt,
     Place,
     Provider,
 )
@@ -43,7 +44,7 @@ class AbsentBackend:
         raise self._absent()
 
     async def load(
-        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
+        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: OpenAttempt | None = None
     ) -> Agent:
         """Raises BackendUnavailable."""
         raise self._absent()

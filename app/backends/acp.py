@@ -20,6 +20,7 @@ from app.backends.base import (
     Capabilities,
     Choice,
     Health,
+    OpenAttempt,
     Place,
     Provider,
     ProviderNotFound,
@@ -111,7 +112,7 @@ class AcpBackend:
         return None
 
     async def load(
-        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
+        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: OpenAttempt | None = None
     ) -> AcpAgent:
         """Start a process and take up the session in it; its history is not told again."""
         return await self._opened(spec, session)

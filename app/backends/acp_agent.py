@@ -151,6 +151,9 @@ class AcpAgent:
         if turn.unsent:
             raise turn.unsent
 
+    async def reach(self) -> None:
+        """Nothing stands between us and a child of ours; one that died says so when it is prompted."""
+
     async def interrupt(self) -> None:
         """Ask the agent to stop: first its open requests are answered as cancelled, then it is told."""
         if self._turn and self.link.is_up:

@@ -164,6 +164,15 @@ class Prompt:
     attachments: Sequence[Attachment] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenAttempt:
+    """A prompt that an earlier host sent and did not see the end of."""
+
+    name: str
+    was_told: bool
+    """Whether anything was ever told of it: then it had arrived."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """An answer to a permission request; `option_id` is one of those that were offered."""
@@ -296,6 +305,13 @@ class Agent(Protocol):
             SendFailed: it was not taken, or nobody knows.
         """
 
+    async def reach(self) -> None:
+        """See that the agent can be prompted now; a link that was just lost is waited for, a few seconds.
+
+        Raises:
+            BackendUnavailable: it cannot be reached.
+        """
+
     async def interrupt(self) -> None:
         """Ask the agent to stop its turn; the turn's end comes as a signal. Never raises for a dead agent."""
 
@@ -363,7 +379,7 @@ class Backend(Protocol):
         """The agent that an earlier `create` with this `creation_key` made after all; null if none."""
 
     async def load(
-        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
+        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: OpenAttempt | None = None
     ) -> Agent:
         """Hold an agent that was made before (by this or another process); reports go on after `cursor`.
 

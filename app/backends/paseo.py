@@ -20,6 +20,7 @@ from app.backends.base import (
     Change,
     Choice,
     Health,
+    OpenAttempt,
     OutcomeUnknown,
     Place,
     Provider,
@@ -192,7 +193,7 @@ class PaseoBackend:
         return await self._hold_new(await self._unarchive(found) if found.is_archived else found, spec)
 
     async def load(
-        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: str | None = None
+        self, spec: AgentSpec, session: str, cursor: Cursor | None, attempt: OpenAttempt | None = None
     ) -> Agent:
         """Follow an agent again; one that was put away is taken out again, if it can be."""
         await self._up()

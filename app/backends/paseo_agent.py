@@ -15,6 +15,7 @@ from app.backends.base import (
     BackendRejected,
     BackendUnavailable,
     Change,
+    OpenAttempt,
     Prompt,
     SendFailed,
     Unsupported,
@@ -31,9 +32,12 @@ from app.paseo import errors, snapshots
 from app.paseo.agents import Allow, Deny
 from app.paseo.client import PaseoClient
 from app.paseo.errors import PaseoError, Reason
+from app.paseo.items import UserMessage
 
 log = structlog.get_logger(__name__)
 
+OUR_MESSAGES = "trn_"
+"""What the names of our attempts begin with: they are the ids of our messages at the daemon."""
 BUSY_LOOKS = 10
 """Looks at an agent that does not leave `running`, before a prompt is refused."""
 
@@ -83,7 +87,9 @@ class PaseoAgent:
             self._follower.is_behind = True
         await self._tasks.start(self._live, name=f"paseo {self._id}")
 
-    async def take_up(self, stored: snapshots.Agent, cursor: Cursor | None, attempt: str | None) -> None:
+    async def take_up(
+        self, stored: snapshots.Agent, cursor: Cursor | None, attempt: OpenAttempt | None
+    ) -> None:
         """Follow an agent that was made before, from `cursor` on; find out what became of `attempt`.
 
         Raises:
@@ -91,14 +97,18 @@ class PaseoAgent:
         """
         self._teller.cursor = cursor
         self._follower.reader.tells_history = cursor is None and self._spec.provider_session_id is not None
-        sent = Sent(attempt, holds_link=False) if attempt is not None else None
+        sent = Sent(attempt.name, holds_link=False) if attempt is not None else None
+        if sent is not None and attempt is not None:
+            sent.accepted = attempt.was_told
         await self._follower.take_up(stored, sent)
+        if attempt is None and self._teller.snapshot.status == "running" and await self._is_ours():
+            await self._follower.refresh()  # a turn whose end was told without having been seen
         await self._tasks.start(self._live, name=f"paseo {self._id}")
 
-    async def take_out(self, attempt: str | None) -> None:
+    async def take_out(self, attempt: OpenAttempt | None) -> None:
         """Follow an agent that was archived behind our back, from here on; its turn ended, somehow."""
         if attempt is not None:
-            self._teller.expect(Sent(attempt))
+            self._teller.expect(Sent(attempt.name))
             self._teller.conclude(TurnUnknown(cause="the agent was archived", delivered="unknown"))
         await self._follower.catch_up(patient=False)
         await self._tasks.start(self._live, name=f"paseo {self._id}")
@@ -185,8 +195,16 @@ class PaseoAgent:
                 return
             await anyio.sleep(self._pace.busy / BUSY_LOOKS)
             await self._follower.read_up()
-        if self._teller.snapshot.status in ("running", "initializing"):
+        if await self._is_ours():  # a turn that we could not stop in time, and told the end of
+            await self._follower.refresh()
+        elif self._teller.snapshot.status in ("running", "initializing"):
             raise SendFailed("somebody else keeps the agent busy", delivered="no", retriable=True)
+
+    async def _is_ours(self) -> bool:
+        """Whether the turn that runs, which is not ours any more, is one that we had prompted."""
+        page = await self._client.timeline.page(self._id, direction="tail")
+        prompts = [row.item for row in page.entries if isinstance(row.item, UserMessage)]
+        return bool(prompts) and (prompts[-1].message_id or "").startswith(OUR_MESSAGES)
 
     async def _send(self, prompt: Prompt, sent: Sent) -> None:
         delivery = Delivery(self._client, self._follower, sent)
@@ -230,6 +248,15 @@ class PaseoAgent:
                 if self._teller.sent is sent:
                     self._teller.conclude(sent.ending)
 
+    async def reach(self) -> None:
+        """Wait a moment for a link that is down."""
+        if not self._client.link.is_up:
+            self._client.redial()
+        try:
+            await self._client.wait_up(self._pace.reach)
+        except errors.NotSent as error:
+            raise BackendUnavailable(str(error)) from None
+
     # Stopping.
 
     async def interrupt(self) -> None:
@@ -241,6 +268,7 @@ class PaseoAgent:
         except errors.Timeout:
             self._teller.is_stale = True
         except PaseoError as error:
+            self._teller.is_stale = True
             log.info("paseo_cancel_failed", error=type(error).__name__)
 
     async def kill(self) -> None:

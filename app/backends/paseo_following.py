@@ -79,6 +79,9 @@ class Follower:
             self.teller.settle_unsaid()
             if self.is_lost or not self._client.link.is_up:
                 return
+            if self.teller.works_on and self.teller.sent is None:
+                self.teller.works_on = False
+                await self.refresh()
             if self.is_behind:
                 if _is_due(self._again_at):
                     await self.catch_up(patient=True)

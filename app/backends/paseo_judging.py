@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from app.backends.paseo_turns import Trail
 from app.domain.signals import TurnBroke, TurnEnd, TurnEnded, TurnStopped, TurnUnknown
+from app.paseo.errors import Reason, classify
 from app.paseo.snapshots import Agent
 
 
@@ -59,7 +60,11 @@ def _quiet_end(trail: Trail) -> TurnEnd:
 
 
 def _broke(trail: Trail, message: str | None = None) -> TurnBroke:
-    return TurnBroke(code="provider_error", message=message or trail.error or FAILED)
+    words = message or trail.error or FAILED
+    is_dead = classify(words) is Reason.PROCESS_DEAD
+    return TurnBroke(
+        code="agent_process_dead" if is_dead else "provider_error", message=words, retriable=is_dead
+    )
 
 
 def judge_stored(stored: Agent, trail: Trail | None, *, delivered: bool) -> TurnEnd:
@@ -68,7 +73,8 @@ def judge_stored(stored: Agent, trail: Trail | None, *, delivered: bool) -> Turn
         verdict = judge(stored, trail)
         if not isinstance(verdict, NotStarted | GoesOn):
             return verdict
-    flag = stored.attention_timestamp if stored.requires_attention else None
+    # A flag of an earlier turn says nothing of a prompt that may never have arrived.
+    flag = stored.attention_timestamp if stored.requires_attention and delivered else None
     if flag is not None and flag > (stored.last_user_message_at or ""):
         if stored.status == "error":
             return TurnBroke(code="provider_error", message=f"{FAILED}, and the daemon lost its words")

@@ -10,7 +10,7 @@ from app.backends.paseo_judging import GoesOn, NotStarted, judge, judge_stored
 from app.backends.paseo_telling import Sent, Teller
 from app.backends.paseo_turns import Turns
 from app.domain.events import Delivered
-from app.domain.signals import Gap, TurnBroke, TurnEnded, TurnUnknown
+from app.domain.signals import Gap, RequestsExpired, TurnBroke, TurnEnded, TurnUnknown
 from app.paseo import snapshots
 from app.paseo.client import PaseoClient
 from app.paseo.errors import PaseoError
@@ -34,6 +34,8 @@ class Pace:
     refresh: float = 8.0
     busy: float = 2.0
     """For an agent to leave `running` before the next prompt."""
+    reach: float = 5.0
+    """For a link that is down, before a prompt."""
     turnstile: float = 30.0
     """For the reading of what was missed, before a prompt."""
     again: float = 1.0
@@ -137,6 +139,7 @@ class Settler:
         """The daemon is another process, or cannot load the agent: what it had stored is all there is."""
         sent = self._teller.sent
         if sent is not None:
+            self._teller.put(sent.attempt, (RequestsExpired(),))
             verdict = judge_stored(stored, sent.trail, delivered=sent.is_delivered)
             if isinstance(verdict, TurnEnded):
                 gap = Gap(start=None, end=None, cause="the daemon was restarted")

@@ -61,7 +61,6 @@ class Sent:
     absences: int = 0
     """How often its row was looked for and not found."""
     stop_sent_at: float | None = None
-    is_forced: bool = False
     ending: TurnEnd | None = None
     """What its end means, whatever the daemon calls it."""
     started: anyio.Event = field(default_factory=anyio.Event)
@@ -86,6 +85,9 @@ class Teller:
         self.sent: Sent | None = None
         self.asked = Asking()
         self.is_stale = False
+        """Whether the agent's process has to be started anew before the next prompt."""
+        self.works_on = False
+        """Whether the agent is known to work on after its turn was broken off: it is ended at once."""
         """Whether the agent's process has to be started anew before the next prompt."""
         self.beyond_ours = False
         """Whether what is read stands behind somebody else's prompt, where no terminal event divides rows."""
@@ -137,6 +139,8 @@ class Teller:
 
     def conclude(self, end: TurnEnd) -> None:
         """Tell an end that was found out: its terminal event was told to nobody."""
+        if isinstance(end, TurnBroke) and end.code == "agent_process_dead":
+            self.is_stale = True
         self.turns.ended_unseen()
         self._close_calls()
         self.end(end)
@@ -210,9 +214,10 @@ class Teller:
 
     def _stopped(self, sent: Sent) -> TurnStopped:
         if sent.stop_sent_at is not None:
-            if time.monotonic() - sent.stop_sent_at > FORCED_AFTER_S:
-                self.is_stale = True
-            return TurnStopped()
+            is_forced = time.monotonic() - sent.stop_sent_at > FORCED_AFTER_S
+            self.is_stale |= is_forced
+            self.works_on = is_forced
+            return TurnStopped(is_forced=is_forced)
         return TurnStopped(cause="replaced" if self.turns.is_foreign_next else "other_client")
 
     def _completed(self, sent: Sent, end: TurnEnded) -> TurnEnd:

@@ -116,6 +116,8 @@ class TurnStopped:
     """The agent's turn was cancelled: by us if we asked, else by `cause`."""
 
     cause: Literal["other_client", "replaced", "permission"] = "other_client"
+    is_forced: bool = False
+    """Whether the agent did not obey, and its process is ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,11 @@ class AgentDied:
     """The agent's process is gone, and with it everything that was pending; it has to be loaded again."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestsExpired:
+    """Whatever the agent had asked can be answered no more: it is another process now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +195,7 @@ Signal: TypeAlias = (
     | PermissionSettled
     | TurnEnd
     | AgentDied
+    | RequestsExpired
     | LinkLost
     | LinkRestored
     | ForeignActivity

@@ -16,6 +16,8 @@ from app.store.database import Database
 
 log = structlog.get_logger(__name__)
 
+AGAIN_S = 2.0
+"""Seconds to the next look while a backend is down: prompts are refused until it was seen up."""
 LOOK_S = 6.0
 """Seconds that one look at a backend may take."""
 
@@ -63,7 +65,8 @@ class Healths:
         while True:
             await self.look()
             self.looked.set()
-            await anyio.sleep(self._every_s)
+            is_all_up = all(seen.up for seen in self._seen.values())
+            await anyio.sleep(self._every_s if is_all_up else min(self._every_s, AGAIN_S))
 
     async def look(self) -> None:
         """Look at every backend now, at all of them at once."""

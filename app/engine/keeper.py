@@ -7,7 +7,16 @@ from typing import Any
 
 import structlog
 
-from app.backends.base import Agent, AgentLost, AgentSpec, AgentState, BackendError, Change, OutcomeUnknown
+from app.backends.base import (
+    Agent,
+    AgentLost,
+    AgentSpec,
+    AgentState,
+    BackendError,
+    Change,
+    OpenAttempt,
+    OutcomeUnknown,
+)
 from app.domain.errors import PathNotAllowed, SessionIsClosed
 from app.domain.events import Opened, SessionOpened, SessionUpdated
 from app.domain.sessions import Session
@@ -78,7 +87,7 @@ class Keeper:
         agent.reports.stall(self._hosted.events.stalled)
         return agent
 
-    async def load(self, attempt: str | None = None) -> Agent:
+    async def load(self, attempt: OpenAttempt | None = None) -> Agent:
         """The session's agent, loaded again if need be.
 
         Raises:

@@ -46,6 +46,7 @@ from app.domain.signals import (
     LinkRestored,
     PermissionAsked,
     PermissionSettled,
+    RequestsExpired,
     Signal,
     TurnBroke,
     TurnEnd,
@@ -174,7 +175,7 @@ class Run:
         self.idle_since = self._now()
         if isinstance(signal, TurnBroke | TurnUnknown):
             self.delivered = signal.delivered
-        elif not isinstance(signal, LinkLost | LinkRestored):
+        elif not isinstance(signal, LinkLost | LinkRestored | RequestsExpired):
             self.last_event_at = datetime.now(UTC)
             self.delivered = "yes"
         match signal:
@@ -184,7 +185,7 @@ class Run:
                 self._settle(request, outcome, option_id, told)
             case TurnEnded() | TurnStopped() | TurnBroke() | TurnUnknown():
                 self.end(self._terminal(signal), told)
-            case AgentDied():
+            case AgentDied() | RequestsExpired():
                 self.expire_all(told)
             case LinkLost(cause=cause):
                 self._link_is_down = True
@@ -271,9 +272,9 @@ class Run:
                 return TurnCompleted(
                     stop_reason=stop_reason, usage=usage or self.usage, reconciled=reconciled
                 )
-            case TurnStopped(cause=cause):
+            case TurnStopped(cause=cause, is_forced=is_forced):
                 if asked_to_stop:
-                    return self._stopped_by_ladder()
+                    return self.stopped("forced") if is_forced else self._stopped_by_ladder()
                 return TurnCancelled(cause=cause, cancel_outcome=None)
             case TurnBroke(code=code, message=message, retriable=retriable, delivered=delivered):
                 if asked_to_stop:

@@ -20,6 +20,7 @@ from app.backends.base import (
     BackendError,
     BackendRejected,
     BackendUnavailable,
+    OpenAttempt,
     Prompt,
     SendFailed,
 )
@@ -179,7 +180,7 @@ class Runner:
     async def _find_again(self, run: Run) -> None:
         """Have the backend find out what became of a turn whose last host is gone; reports tell the rest."""
         try:
-            await self._keeper.load(run.attempt)
+            await self._keeper.load(OpenAttempt(run.attempt, was_told=run.last_event_at is not None))
             self._hosted.look()  # answers may wait that nobody could send
         except BackendUnavailable:
             self._postponed_until = time.monotonic() + POSTPONE_S
@@ -224,7 +225,9 @@ class Runner:
     async def _agent_for(self, turn: Turn) -> Agent | None:
         """The agent to prompt; null if that has to wait, or ended the turn."""
         try:
-            return await self._keeper.load()
+            agent = await self._keeper.load()
+            await agent.reach()
+            return agent
         except AgentLost as error:
             await self._hosted.change(agent_lost=True)
             await self._end_unsent(

@@ -15,6 +15,7 @@ from app.backends.base import (
     BackendRejected,
     BackendUnavailable,
     Change,
+    OpenAttempt,
     OutcomeUnknown,
     ProviderNotFound,
     SendFailed,
@@ -73,6 +74,8 @@ def not_busy(signal: Signal) -> bool:
 
 
 # Creating, finding, loading
+
+TOLD, UNTOLD = OpenAttempt("a-1", was_told=True), OpenAttempt("a-1", was_told=False)
 
 
 async def test_an_agent_is_made_under_its_labels_and_without_a_prompt(tmp_path: Path) -> None:
@@ -439,9 +442,8 @@ async def test_trap_16_a_stubborn_agent_is_started_anew_before_the_next_prompt(t
         await agent.prompt(prompt("a-1", "say one", "stubborn 20000"))
         await reports_until(agent, says("one"))
         await agent.interrupt()
-        assert ends(of(await reports_until(agent, is_end), "a-1")) == [TurnStopped()]
-        late = await reports_until(agent, says("stubborn done"))
-        assert text(of(late, None)) == "stubborn done"
+        assert ends(of(await reports_until(agent, is_end), "a-1")) == [TurnStopped(is_forced=True)]
+        await twin.record.wait("refresh_agent_request")  # at once: it would work on
         assert text(of(await play(agent, "a-2", "say two"), "a-2")) == "two"
         assert twin.record.count("refresh_agent_request") == 1
 
@@ -716,7 +718,7 @@ async def test_a_new_process_tells_the_rest_of_a_turn(tmp_path: Path) -> None:
             )
             cursor = reports[-1].cursor
         async with paseo_backend(twin) as backend:
-            again = await backend.load(spec(tmp_path), agent.state.session, cursor, "a-1")
+            again = await backend.load(spec(tmp_path), agent.state.session, cursor, TOLD)
             reports = await reports_until(again, is_end)
             signals = of(reports, "a-1")
             assert isinstance(signals[0], LinkRestored)
@@ -730,7 +732,7 @@ async def test_a_new_process_cannot_tell_whether_an_absent_prompt_arrives_yet(tm
         agent = await backend.create(spec(tmp_path))
         cursor = agent.reports.drain()[-1].cursor
         await agent.release()
-        again = await backend.load(spec(tmp_path), agent.state.session, cursor, "a-1")
+        again = await backend.load(spec(tmp_path), agent.state.session, cursor, UNTOLD)
         (end,) = ends(of(await reports_until(again, is_end), "a-1"))
         assert end == TurnUnknown(cause="prompt_not_found", delivered="unknown")
 
@@ -790,7 +792,7 @@ async def test_a_daemon_that_was_killed_after_the_end_shows_it(tmp_path: Path) -
         await twin_idle(twin, agent)
         await twin.restart()
         async with paseo_backend(twin) as backend:
-            again = await backend.load(spec(tmp_path), agent.state.session, cursor, "a-1")
+            again = await backend.load(spec(tmp_path), agent.state.session, cursor, TOLD)
             signals = of(await reports_until(again, is_end), "a-1")
             assert isinstance(signals[-2], Gap)
             assert signals[-1] == TurnEnded(stop_reason=None, reconciled=True)

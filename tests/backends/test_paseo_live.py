@@ -526,7 +526,6 @@ async def test_an_agent_deleted_by_somebody_else_is_replaced_by_an_ensure(
         await close_all(house, stranger)
 
 
-@pytest.mark.xfail(strict=True, reason="a crash that is only read back is a failure like any other")
 async def test_a_crash_while_the_link_was_down_is_known_as_one(
     database_url: str, folder: Path, stranger: PaseoClient
 ) -> None:
@@ -544,7 +543,6 @@ async def test_a_crash_while_the_link_was_down_is_known_as_one(
         await close_all(house, stranger)
 
 
-@pytest.mark.xfail(strict=True, reason="the adapter waits for the end of a turn that nobody cancelled")
 async def test_a_cancel_that_found_no_link_is_made_good_before_the_next_prompt(
     database_url: str, folder: Path, stranger: PaseoClient
 ) -> None:
