@@ -5,8 +5,10 @@ A stage offers a backend whose agents play scripts, one command a line, in the l
 """
 
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,11 +24,13 @@ from app.backends.base import (
     Backend,
     BackendRejected,
     Change,
+    Place,
     Prompt,
     ProviderNotFound,
     SendFailed,
     Unsupported,
 )
+from app.backends.paseo import PaseoBackend
 from app.domain.details import Edit, Read, Shell, Unknown
 from app.domain.events import PlanEntry
 from app.domain.signals import (
@@ -50,6 +54,8 @@ from tests.backends.paseo_house import SPEED, paseo_backend
 from tests.paseo.twin import Twin
 
 pytestmark = pytest.mark.anyio
+
+PROVIDER = os.environ.get("ALAMEDA_TEST_PASEO_PROVIDER", "scripted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +167,48 @@ class PaseoStage:
         return str(answers["Pick"])
 
 
+@dataclass
+class LiveStage(AcpStage):
+    """A real daemon whose provider is the demo agent: the same language, seen through the daemon."""
+
+    home: Path = field(default_factory=Path.cwd)
+
+    def spec(self, *, asks_questions: bool = False) -> AgentSpec:
+        if asks_questions:
+            pytest.skip("the daemon passes no questions of ACP agents on")
+        self.made += 1
+        key = f"contract-{os.getpid()}-{self.made}"
+        return AgentSpec(creation_key=key, provider=PROVIDER, cwd=str(self.home))
+
+    def prompt(self, *script: str) -> Prompt:
+        said = AcpStage.prompt(self, *script)
+        return Prompt(attempt=f"trn_{os.getpid()}_{said.attempt}", text=said.text)
+
+
+LIVE = Traits(
+    stop_reasons=False,
+    names_messages=False,
+    error_texts=False,
+    heals=True,
+    chooses="allow_once",
+    every_status=False,
+)
+
+
+@asynccontextmanager
+async def live_backend(home: Path) -> AsyncIterator[PaseoBackend]:
+    """A backend at the real daemon."""
+    place = Place(filesystem="shared", default_cwd=home, roots=[home])
+    password = os.environ.get("PASEO_PASSWORD") or None
+    async with anyio.create_task_group() as tasks:
+        backend = PaseoBackend("paseo", os.environ["PASEO_URL"], password, place, PROVIDER, tasks)
+        try:
+            yield backend
+        finally:
+            await backend.aclose()
+            tasks.cancel_scope.cancel()
+
+
 def _for_twin(verb: str, rest: str) -> list[str]:
     """A command of the demo agent, in the twin's language."""
     simple: Mapping[str, Callable[[], list[str]]] = {
@@ -184,12 +232,31 @@ def _question(rest: str) -> str:
     return json.dumps({"questions": [{"question": text, "header": "Pick", "options": labels}]})
 
 
-@pytest.fixture(params=["acp", "paseo"])
+NO_DAEMON = (
+    "THE CONTRACT WAS NOT TRIED ON A REAL PASEO DAEMON: start one with the demo agent as the provider "
+    "`scripted`, then PASEO_URL=http://127.0.0.1:6767 pytest -m live tests/contracts"
+)
+
+
+@pytest.fixture(
+    params=[
+        "acp",
+        "paseo",
+        pytest.param(
+            "live",
+            marks=[pytest.mark.live, pytest.mark.skipif("PASEO_URL" not in os.environ, reason=NO_DAEMON)],
+        ),
+    ]
+)
 async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
     """One stage for each type of backend."""
     if request.param == "acp":
         async with acp_backend(DEMO) as backend:
             yield AcpStage(backend)
+        return
+    if request.param == "live":
+        async with live_backend(tmp_path) as real:
+            yield LiveStage(real, LIVE, home=tmp_path)
         return
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as daemon:
         yield PaseoStage(daemon, tmp_path)

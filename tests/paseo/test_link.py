@@ -101,14 +101,22 @@ async def test_trap_03_a_name_that_the_daemon_refuses_needs_an_operator() -> Non
         assert "PASEO_HOSTNAMES" in str(state.error)
 
 
-async def test_trap_04_05_30_no_origin_a_version_and_no_heartbeat() -> None:
-    async with scripted_daemon() as daemon, connected(daemon) as client:
+async def test_trap_04_no_origin_is_offered() -> None:
+    async with scripted_daemon() as daemon, connected(daemon):
         assert "Origin" not in daemon.upgrades[0].headers
+
+
+async def test_trap_05_the_greeting_names_a_version_for_which_all_agents_exist() -> None:
+    async with scripted_daemon() as daemon, connected(daemon) as client:
         (hello,) = daemon.hellos
-        assert hello["clientType"] == "cli"
         assert hello["protocolVersion"] == 1
         assert hello["appVersion"] == "0.1.65"
         assert hello["clientId"] == client.client_id
+
+
+async def test_trap_30_no_heartbeat_narrows_what_is_told() -> None:
+    async with scripted_daemon() as daemon, connected(daemon):
+        assert daemon.hellos[0]["clientType"] == "cli"
         assert not daemon.inbox
         assert not daemon.strays
 

@@ -225,6 +225,24 @@ async def test_ten_ensures_on_two_replicas_make_one_agent_on_the_daemon(
         assert labels["session"] == "same"
 
 
+async def test_two_owners_with_the_same_chat_and_agent_have_two_agents(
+    database_url: str, folder: Path
+) -> None:
+    """A session belongs to its owner; so does its agent."""
+    async with daemon_house(database_url, folder) as (house, twin):
+        body = {"name": "other", "owner": "other", "scopes": ["read", "prompt"]}
+        key = (await house.post("/v1/api-keys", body)).json()["key"]
+        mine = await house.ensure("same", agent="scripted", chat_id="c-1")
+        answer = await house.client.put(
+            "/v1/sessions/same",
+            json={"agent": "scripted", "chat_id": "c-1", "cwd": str(house.cwd)},
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["agent_session_id"] != mine["agent_session_id"]
+        assert len(twin.running.agents) == 2
+
+
 async def test_agents_of_somebody_else_are_never_shown_adopted_or_streamed(
     database_url: str, folder: Path
 ) -> None:
