@@ -1,6 +1,7 @@
 """The backend type `paseo`: a daemon that runs Claude Code, Codex, OpenCode and others, by its WebSocket."""
 
 import re
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -43,7 +44,9 @@ KEY_LABEL = "alameda_key"
 """The label by which an agent of ours is found again; the others are for people."""
 ORIGIN = {"origin": "alameda"}
 HEALTH_WAIT_S = 2.0
-"""Seconds that a look at the daemon waits for such a link."""
+"""Seconds that a look at the daemon waits for a link that is being dialled."""
+RECENTLY_S = 30.0
+"""Seconds after which a link that is down is not expected to be back in a moment."""
 LINK_WAIT_S = 5.0
 """Seconds that a request waits for a link that is being dialled."""
 FIND_LOOKS = 2
@@ -89,6 +92,8 @@ class PaseoBackend:
         self._pace = pace or Pace()
         self._client = PaseoClient(Address.parse(url), password, options=options)
         self._scope = anyio.CancelScope()
+        self._up_at = -math.inf
+        """Monotonic time at which the link was last seen up."""
         tasks.start_soon(self._serve, name=f"paseo link {name}")
 
     async def _serve(self) -> None:
@@ -97,15 +102,18 @@ class PaseoBackend:
 
     async def health(self) -> Health:
         """How the link is, and whether the daemon answers over it; never raises."""
-        if not self._client.link.is_up:
-            self._client.redial()
-            with suppress(errors.NotSent):  # a link that was just lost is soon there again
-                await self._client.wait_up(HEALTH_WAIT_S)
         link = self._client.link
+        if not link.is_up:
+            self._client.redial()
+            # A first dial, or one after a link that was just lost, is likely to succeed.
+            if link.status == "dialing" or time.monotonic() - self._up_at < RECENTLY_S:
+                with suppress(errors.NotSent):
+                    await self._client.wait_up(HEALTH_WAIT_S)
+            link = self._client.link
         if not link.is_up:
             return Health(up=False, detail=link.error or "the daemon is being dialled")
         version = link.server.version if link.server is not None else None
-        started = time.monotonic()
+        started = self._up_at = time.monotonic()
         try:
             await self._client.ping()
         except PaseoError as error:
