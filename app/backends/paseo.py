@@ -1,7 +1,7 @@
 """The backend type `paseo`: a daemon that runs Claude Code, Codex, OpenCode and others, by its WebSocket."""
 
-import re
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
