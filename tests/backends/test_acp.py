@@ -131,13 +131,13 @@ async def test_a_spec_is_met() -> None:
 
 async def test_a_failed_start_shows_what_the_agent_complained_of() -> None:
     async with acp_backend([*WILD, "stillborn"]) as backend:
-        with pytest.raises(BackendUnavailable, match=r"exited with status 1\nno licence found"):
+        with pytest.raises(BackendRejected, match=r"exited with status 1\nno licence found"):
             await backend.create(spec())
 
 
 async def test_an_agent_that_does_not_answer_is_ended_in_time() -> None:
     async with acp_backend([*WILD, "silent"], deadlines=Deadlines(initialize=0.2)) as backend:
-        with anyio.fail_after(PATIENCE), pytest.raises(BackendUnavailable, match=r"no answer to initialize"):
+        with anyio.fail_after(PATIENCE), pytest.raises(BackendRejected, match=r"no answer to initialize"):
             await backend.create(spec())
 
 
