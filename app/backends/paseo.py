@@ -43,6 +43,8 @@ from app.paseo.versions import support
 KEY_LABEL = "alameda_key"
 """The label by which an agent of ours is found again; the others are for people."""
 ORIGIN = {"origin": "alameda"}
+CURE = "Start the daemon (`paseo daemon start`), or set PASEO_URL, or the backend's url in alameda.toml"
+"""What helps where nothing answers; a refusal says itself what to change."""
 HEALTH_WAIT_S = 2.0
 """Seconds that a look at the daemon waits for a link that is being dialled."""
 RECENTLY_S = 30.0
@@ -111,7 +113,8 @@ class PaseoBackend:
                     await self._client.wait_up(HEALTH_WAIT_S)
             link = self._client.link
         if not link.is_up:
-            return Health(up=False, detail=link.error or "the daemon is being dialled")
+            words = link.error or "the daemon is being dialled"
+            return Health(up=False, detail=words if link.status == "refused" else f"{words}. {CURE}")
         version = link.server.version if link.server is not None else None
         started = self._up_at = time.monotonic()
         try:
