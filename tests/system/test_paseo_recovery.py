@@ -382,7 +382,7 @@ async def test_killed_again_and_again_in_mid_turn_the_turn_completes_with_all_it
                     process.end(signal.SIGKILL)
                     await process.start()
                 async with process.client() as client:
-                    with anyio.fail_after(60):
+                    with anyio.fail_after(60 + 3 * KILLS):
                         ended: dict[str, Any] = {}
                         while not ended.get("ended_at"):
                             ended = (await client.get(f"/v1/turns/{turn}/wait?timeout_s=20")).json()
