@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import httpx
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from app.api.protocol import EdgeProtocol
 from app.main import House as Service
 from app.main import create_app
 from app.settings import Limits, Settings, Timing
+from app.store.database import Address
 
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
@@ -76,6 +78,28 @@ def assert_unbroken(frames: list[Frame]) -> None:
     seqs = [frame.seq for frame in durable(frames)]
     assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
     assert all(frame.data["seq"] == frame.seq for frame in durable(frames))
+
+
+LIVELY = {"backend_health": None, "agent_sessions": ["host", "host_generation", "host_until", "wanted"]}
+"""What changes by itself in the database: a table, or columns of one."""
+
+
+async def dump(address: Address, *without: str) -> dict[str, list[str]]:
+    """Every row of every table as text, but for what changes by itself and the tables named in `without`."""
+    connection = await asyncpg.connect(**address.arguments)
+    try:
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        found = {}
+        for (name,) in tables:
+            lively = LIVELY.get(name, [])
+            if lively is not None and name not in without:
+                rows = await connection.fetch(
+                    f'SELECT (to_jsonb(t) - $1::text[])::text AS line FROM "{name}" t', lively
+                )
+                found[name] = sorted(row["line"] for row in rows)
+        return found
+    finally:
+        await connection.close()
 
 
 @dataclass

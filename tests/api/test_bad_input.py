@@ -6,47 +6,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import asyncpg
 import httpx
 import pytest
 from anyio.abc import SocketStream
 
 from app.store.database import Address
-from tests.house import PATIENCE, House
+from tests.house import PATIENCE, House, dump
 
 JSON = {"Content-Type": "application/json"}
-LIVELY = {
-    "backend_health": None,
-    "intents": None,  # what was done is kept for an hour
-    "agent_sessions": ["host", "host_generation", "host_until", "wanted"],
-}
-"""What may change: a table, or columns of one."""
-
-
-async def dump(address: Address) -> dict[str, list[str]]:
-    """Every row of every table as text, but for what changes by itself."""
-    connection = await asyncpg.connect(**address.arguments)
-    try:
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        found = {}
-        for (name,) in tables:
-            lively = LIVELY.get(name, [])
-            if lively is not None:
-                rows = await connection.fetch(
-                    f'SELECT (to_jsonb(t) - $1::text[])::text AS line FROM "{name}" t', lively
-                )
-                found[name] = sorted(row["line"] for row in rows)
-        return found
-    finally:
-        await connection.close()
 
 
 @asynccontextmanager
 async def unchanged(address: Address) -> AsyncIterator[None]:
-    """Nothing in the database is different at the end."""
-    before = await dump(address)
+    """Nothing in the database is different at the end, but for intents: what was done is kept for an hour."""
+    before = await dump(address, "intents")
     yield
-    assert await dump(address) == before
+    assert await dump(address, "intents") == before
 
 
 def assert_problem(answer: httpx.Response, *expected: tuple[int, str]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import asyncpg
 import httpx
 import psutil
 import pytest
@@ -20,7 +19,7 @@ from fastapi.routing import iter_route_contexts
 from app.settings import Limits, SettingsError, Timing, load_settings
 from app.store.database import Address
 from tests.engine.replicas import two_houses
-from tests.house import PATIENCE, House, Stream, durable, open_house
+from tests.house import PATIENCE, House, Stream, dump, durable, open_house
 
 ROOT = Path(__file__).parent.parent.parent
 SCOPES = ("read", "prompt", "approve", "terminal", "admin")
@@ -119,28 +118,6 @@ async def make_key(house: House, *scopes: str, owner: str = "default") -> dict[s
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
-
-
-LIVELY = {"backend_health": None, "agent_sessions": ["host", "host_generation", "host_until", "wanted"]}
-"""What changes by itself: a table, or columns of one."""
-
-
-async def dump(address: Address) -> dict[str, list[str]]:
-    """Every row of every table as text, but for what changes by itself."""
-    connection = await asyncpg.connect(**address.arguments)
-    try:
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        found = {}
-        for (name,) in tables:
-            lively = LIVELY.get(name, [])
-            if lively is not None:
-                rows = await connection.fetch(
-                    f'SELECT (to_jsonb(t) - $1::text[])::text AS line FROM "{name}" t', lively
-                )
-                found[name] = sorted(row["line"] for row in rows)
-        return found
-    finally:
-        await connection.close()
 
 
 async def a_life(house: House) -> dict[str, str]:
@@ -579,6 +556,29 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(secret)}
 
 
+@asynccontextmanager
+async def serving(environment: Mapping[str, str], folder: Path) -> AsyncIterator[tuple[str, int]]:
+    """The URL and pid of the whole process; what it said is in `stdout` and `stderr`. It has to end well."""
+    stdout, stderr = folder / "stdout", folder / "stderr"
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        process = await anyio.open_process(
+            [sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment, stdout=out, stderr=err
+        )
+    try:
+        with anyio.fail_after(PATIENCE):
+            while (found := re.search(r"answers at (\S+)", stdout.read_text())) is None:
+                assert process.returncode is None, stderr.read_text()
+                await anyio.sleep(0.05)
+        yield found[1], process.pid
+        process.terminate()
+        with anyio.fail_after(PATIENCE):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.aclose()
+
+
 @pytest.mark.parametrize("level", ["info", "debug"])
 async def test_t07_t30_no_secret_is_in_a_log_an_argument_or_a_child_s_environment(
     database_url: str, folder: Path, level: str
@@ -599,34 +599,18 @@ async def test_t07_t30_no_secret_is_in_a_log_an_argument_or_a_child_s_environmen
         "ALAMEDA_LOG_LEVEL": level,
         "ALAMEDA_LOG_FORMAT": "json",
     }
-    stdout, stderr = folder / "stdout", folder / "stderr"
-    with stdout.open("wb") as out, stderr.open("wb") as err:
-        process = await anyio.open_process(
-            [sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment, stdout=out, stderr=err
-        )
-    try:
-        with anyio.fail_after(PATIENCE):
-            while (found := re.search(r"answers at (\S+)", stdout.read_text())) is None:
-                assert process.returncode is None, stderr.read_text()
-                await anyio.sleep(0.05)
-        async with httpx.AsyncClient(
-            base_url=found[1], headers=bearer(key), timeout=PATIENCE, trust_env=False
-        ) as client:
-            made, ticket = await _leave_canaries(client, work)
-            below = psutil.Process(process.pid).children(recursive=True)
-            assert len(below) >= 1
-            for child in below:
-                known = " ".join([*child.environ().values(), *child.environ(), *child.cmdline()])
-                for secret in ("CanaryKey", "canary-", database_url, "ALAMEDA_API_KEY", "DATABASE_URL"):
-                    assert secret not in known, child.cmdline()
-        process.terminate()
-        with anyio.fail_after(PATIENCE):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.aclose()
-    said = stderr.read_text()
+    async with (
+        serving(environment, folder) as (url, pid),
+        httpx.AsyncClient(base_url=url, headers=bearer(key), timeout=PATIENCE, trust_env=False) as client,
+    ):
+        made, ticket = await _leave_canaries(client, work)
+        below = psutil.Process(pid).children(recursive=True)
+        assert len(below) >= 1
+        for child in below:
+            known = " ".join([*child.environ().values(), *child.environ(), *child.cmdline()])
+            for secret in ("CanaryKey", "canary-", database_url, "ALAMEDA_API_KEY", "DATABASE_URL"):
+                assert secret not in known, child.cmdline()
+    stdout, said = (folder / "stdout").read_text(), (folder / "stderr").read_text()
     password = re.search(r"://[^:]+:([^@]+)@", database_url)
     secrets = [key, "CanaryKey", made, made.split("_", 2)[2], ticket, "canary-paseo", "canary-other"]
     secrets += [password[1]] if password else []
@@ -635,7 +619,7 @@ async def test_t07_t30_no_secret_is_in_a_log_an_argument_or_a_child_s_environmen
         secrets += ["canary-prompt", "canary-output", "canary-title", "canary-bad", "canary-system"]
     for secret in secrets:
         assert secret not in said, next(line for line in said.splitlines() if secret in line)[:500]
-        assert secret not in stdout.read_text()
+        assert secret not in stdout
     for line in said.splitlines():
         assert {"event", "level", "timestamp"} <= json.loads(line).keys()
 
@@ -694,29 +678,16 @@ async def test_t01_without_keys_the_start_says_what_that_means(database_url: str
         "ALAMEDA_AUTH": "none",
         "ALAMEDA_PORT": "0",
     }
-    stdout, stderr = folder / "stdout", folder / "stderr"
-    with stdout.open("wb") as out, stderr.open("wb") as err:
-        process = await anyio.open_process(
-            [sys.executable, "-m", "app", "serve"], cwd=ROOT, env=environment, stdout=out, stderr=err
-        )
-    try:
-        with anyio.fail_after(PATIENCE):
-            while (found := re.search(r"answers at (\S+)", stdout.read_text())) is None:
-                assert process.returncode is None, stderr.read_text()
-                await anyio.sleep(0.05)
-        async with httpx.AsyncClient(base_url=found[1], timeout=PATIENCE, trust_env=False) as client:
-            assert (await client.get("/v1/sessions")).status_code == 200
-            answer = await client.get("/v1/sessions", headers={"Host": "evil.example"})
-            assert answer.status_code == 400
+    async with (
+        serving(environment, folder) as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client,
+    ):
+        assert (await client.get("/v1/sessions")).status_code == 200
+        answer = await client.get("/v1/sessions", headers={"Host": "evil.example"})
+        assert answer.status_code == 400
         assert not (folder / "api-key").exists()
-        process.terminate()
-        with anyio.fail_after(PATIENCE):
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.aclose()
-    assert re.search(r"(?i)auth[^\n]*none|without (a |any )?keys?\b", stdout.read_text() + stderr.read_text())
+    said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
+    assert re.search(r"(?i)auth[^\n]*none|without (a |any )?keys?\b", said)
 
 
 # T10: guessing.
