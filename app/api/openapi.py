@@ -5,7 +5,7 @@ from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from fastapi import APIRouter, FastAPI
@@ -17,25 +17,13 @@ from starlette.responses import Response
 from app.api.edge import SAFE_METHODS
 from app.api.problems import MEDIA_TYPE, ProblemBody, ValidationItem, codes_of, problem_responses
 from app.domain.events import EVENT_CLASSES
+from app.engine.steps import Reason
 
 Json = dict[str, Any]
 """A JSON object: a schema, or a part of the document."""
 
 _REF = "#/components/schemas/"
 """What a reference to a component begins with."""
-_CLOSING_REASONS = [
-    "draining",
-    "slow_consumer",
-    "session_closed",
-    "turn_ended",
-    "rebound",
-    "auth_expired",
-    "superseded",
-    "database_unavailable",
-    "too_many_streams",
-    "rotate",
-]
-"""Why we end a stream."""
 
 
 def _object(description: str, properties: Json, required: Iterable[str] | None = None) -> Json:
@@ -67,7 +55,7 @@ CONTROLS: dict[str, Json] = {
     ),
     "stream.stalled": _object("Events wait until the database is back.", {"reason": {"type": "string"}}),
     "stream.resumed": _object("The database is back; everything follows, in order.", {"last_seq": _SEQ}),
-    "stream.closing": _object("The stream is about to end.", {"reason": {"enum": _CLOSING_REASONS}}),
+    "stream.closing": _object("The stream is about to end.", {"reason": {"enum": list(get_args(Reason))}}),
 }
 """The data of every control frame. They have no id and are not in the log."""
 

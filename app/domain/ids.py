@@ -1,6 +1,5 @@
 """Identities, each its own type, so that one never passes for another."""
 
-import re
 import secrets
 from typing import NewType
 
@@ -23,12 +22,6 @@ Seq = NewType("Seq", int)
 """Position in a session's log: 1, 2, 3 …; 0 is before the first."""
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-_SESSION_ID = re.compile(SESSION_ID_PATTERN.replace("$", r"\Z"))
-
-
-def is_session_id(text: str) -> bool:
-    """Whether `text` may name a session."""
-    return _SESSION_ID.match(text) is not None
 
 
 def new_session_id() -> SessionId:

@@ -15,5 +15,5 @@ async def end_queued(db: Transaction, turn: Turn, event: Terminal) -> None:
     """
     if turn.status is not TurnStatus.QUEUED:
         raise TurnNotQueued
-    last = await eventlog.record(db, turn.session, [eventlog.draft(turn.session_id, turn.id, event)])
+    last = await eventlog.record(db, turn.session, eventlog.draft(turn.session_id, turn.id, event))
     await turns.end(db, turn, event, last_seq=last)

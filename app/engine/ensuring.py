@@ -235,8 +235,11 @@ class Ensuring:
             if await sessions.lock(db, session.key) is None:
                 raise SessionNotFound
             open_now = [intent for intent in await intents.pending(db, session.key) if intent.kind == "open"]
-            number: UUID = open_now[0].id if open_now else await intents.write(db, session.key, "open", {})
-            await sessions.want(db, session.key)
+            if open_now:
+                number: UUID = open_now[0].id
+                await sessions.want(db, session.key)
+            else:
+                number = await intents.write(db, session.key, "open", {})
         intent = await wait_for(self._database, session.key, number, self._ensure_s)
         if intent is None or (intent.result is None and intent.error is None):
             raise BackendIsDown(detail="the backend is still making the agent; ensure the session again")

@@ -208,7 +208,7 @@ class Host:
                 if session.status != "closed":
                     event = SessionClosed(reason=intent.body["reason"], archived=archived)
                     draft = eventlog.draft(session.session_id, None, event)
-                    await eventlog.record(db, session.key, [draft])
+                    await eventlog.record(db, session.key, draft)
                     await sessions.close(db, session.key, archived=archived)
                 await intents.finish(db, intent, result={"archived": archived})
 

@@ -212,7 +212,7 @@ class Keeper:
                     model=state.model,
                     mode=state.mode,
                 )
-                await eventlog.record(db, session.key, [eventlog.draft(session.session_id, None, event)])
+                await eventlog.record(db, session.key, eventlog.draft(session.session_id, None, event))
                 await intents.finish(db, intent, result={"how": how})
                 return await self._hosted.locked(db)
 
@@ -236,7 +236,7 @@ class Keeper:
                 if changed:
                     await sessions.change(db, session.key, **changed)
                     event = SessionUpdated(changed=changed)
-                    await eventlog.record(db, session.key, [eventlog.draft(session.session_id, None, event)])
+                    await eventlog.record(db, session.key, eventlog.draft(session.session_id, None, event))
                 await intents.finish(db, intent, result={"changed": changed})
                 return await self._hosted.locked(db)
 

@@ -85,9 +85,7 @@ class Permissions:
             _refuse_resolved(permission)
         if permission.status in WAITING:
             raise BackendIsDown(detail="the backend has not resolved it yet")
-        if permission.status == "expired":
-            raise PermissionIsExpired
-        if permission.status == "cancelled":
+        if permission.status in ("expired", "cancelled"):
             _refuse_resolved(permission)
         return permission
 

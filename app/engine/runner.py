@@ -147,12 +147,12 @@ class Runner:
             return
         rows = await self._hosted.database.retrying(partial(self._turn_events, turn))
         transcript = Transcript.restored(fold((event.type, event.turn_id, event.data) for event in rows))
-        told_at = [event.at for event in rows if not event.type.startswith("turn.")]
+        last_at = next((event.at for event in reversed(rows) if not event.type.startswith("turn.")), None)
         run = Run(
             turn,
             work.session.policy,
             transcript,
-            last_event_at=told_at[-1] if told_at else None,
+            last_event_at=last_at,
             age_s=_age(turn, work.now),
         )
         self.run = run
@@ -263,7 +263,7 @@ class Runner:
                 return None  # it was closed meanwhile, and its queue is cancelled
             if await turns.start(db, turn, attempt=attempt, generation=self._hosted.lease.generation):
                 event = TurnStarted(attempt=attempt, prompt=turn.request.prompt)
-                await eventlog.record(db, session.key, [eventlog.draft(session.session_id, turn.id, event)])
+                await eventlog.record(db, session.key, eventlog.draft(session.session_id, turn.id, event))
             now = await turns.by_id(db, turn.id)
             if now is None or now.attempt != attempt or now.status is not TurnStatus.RUNNING:
                 return None

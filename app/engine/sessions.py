@@ -230,7 +230,7 @@ async def is_up(registry: Registry, db: Transaction, backend: str) -> bool:
 
 async def log_event(db: Transaction, key: SessionKey, session_id: SessionId, event: Event) -> None:
     """Log what happened to a session outside any turn."""
-    await eventlog.record(db, key, [eventlog.draft(session_id, None, event)])
+    await eventlog.record(db, key, eventlog.draft(session_id, None, event))
 
 
 def require_admin(caller: Principal) -> None:

@@ -18,6 +18,7 @@ Reason: TypeAlias = Literal[
     "too_many_streams",
     "rotate",
 ]
+"""Why we end a stream."""
 
 
 @dataclass(frozen=True, slots=True)

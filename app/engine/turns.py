@@ -105,7 +105,7 @@ class Turns:
             at_head = request.multitask_strategy == "interrupt"
             position = len(running) if at_head else len(open_turns)
             queued = eventlog.draft(session.session_id, turn_id, TurnQueued(position=position))
-            first = await eventlog.record(db, session.key, [queued])
+            first = await eventlog.record(db, session.key, queued)
             await turns.make(db, session.key, turn_id, request, first_seq=first, at_head=at_head)
             if at_head and running:
                 await turns.request_cancel(db, running[0].id, "interrupt")
@@ -210,9 +210,7 @@ class Turns:
     async def request_cancel(self, owner: Owner, turn_id: TurnId, cause: CancelCause) -> None:
         """Have the turn stopped, without waiting for its end; an ended turn is left as it is."""
         async with self._database.begin() as db:
-            turn = await turns.get(db, owner, turn_id)
-            await sessions.lock(db, turn.session)
-            turn = await turns.get(db, owner, turn_id)
+            turn = await _locked(db, owner, turn_id)
             if turn.status is TurnStatus.QUEUED:
                 await end_queued(db, turn, TurnCancelled(cause=cause, cancel_outcome=None))
             elif not turn.is_ended:
@@ -238,9 +236,7 @@ class Turns:
             TurnNotQueued: it has started, or ended.
         """
         async with self._database.begin() as db:
-            turn = await turns.get(db, owner, turn_id)
-            await sessions.lock(db, turn.session)
-            turn = await turns.get(db, owner, turn_id)
+            turn = await _locked(db, owner, turn_id)
             await end_queued(db, turn, TurnCancelled(cause="caller", cancel_outcome=None))
             await sessions.want(db, turn.session)
 
@@ -259,3 +255,10 @@ class Turns:
             attachments = await turns.attachments(db, turn_id)
         again = replace(turn.request, attachments=attachments, retry_of=turn.id)
         return await self.admit(owner, turn.session_id, again, idempotency)
+
+
+async def _locked(db: Transaction, owner: Owner, turn_id: TurnId) -> Turn:
+    """The owner's turn as it stands once its session's row is locked."""
+    turn = await turns.get(db, owner, turn_id)
+    await sessions.lock(db, turn.session)
+    return await turns.get(db, owner, turn_id)

@@ -63,9 +63,9 @@ class Bell:
         return self._listeners.keys()
 
     @contextmanager
-    def listen(self, session: SessionKey, wakeup: Wakeup | None = None) -> Iterator[Wakeup]:
+    def listen(self, session: SessionKey) -> Iterator[Wakeup]:
         """A wake-up for each ring of `session`. Listen first, then read: nothing falls between."""
-        wakeup = wakeup or Wakeup()
+        wakeup = Wakeup()
         self._listeners.setdefault(session, set()).add(wakeup)
         try:
             yield wakeup

@@ -414,30 +414,24 @@ async def read_page(
     ]
 
 
-async def record(db: AsyncSession, session: SessionKey, drafts: Sequence[Draft]) -> Seq:
+async def record(db: AsyncSession, session: SessionKey, one: Draft) -> Seq:
     """Append within a caller's own transaction: the session's row stays locked until it commits.
 
     Returns:
-        The number of the last of them.
+        Its number.
     """
     last = await db.scalar(
         update(SessionRow)
         .where(SessionRow.id == session)
-        .values(last_seq=SessionRow.last_seq + len(drafts))
+        .values(last_seq=SessionRow.last_seq + 1)
         .returning(SessionRow.last_seq)
     )
     if last is None:
         raise SessionNotFound
-    base = last - len(drafts)
-    if drafts:
-        await db.execute(
-            insert(EventRow),
-            [
-                {"session": session, "seq": base + k, "turn_id": e.turn_id, "type": e.type, "body": e.body}
-                for k, e in enumerate(drafts, start=1)
-            ],
-        )
-    ring_after_commit(db, session, last=Seq(last) if drafts else None)
+    await db.execute(
+        insert(EventRow).values(session=session, seq=last, turn_id=one.turn_id, type=one.type, body=one.body)
+    )
+    ring_after_commit(db, session, last=Seq(last))
     return Seq(last)
 
 

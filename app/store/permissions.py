@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.errors import PermissionNotFound
@@ -135,14 +135,6 @@ async def reopen(
     ring_after_commit(db, session)
 
 
-_STATUS: dict[str, PermissionStatus] = {
-    "allowed": "allowed",
-    "denied": "denied",
-    "unknown": "unknown",
-    "cancelled": "cancelled",
-}
-
-
 def shown_sha256(event: PermissionRequested) -> bytes:
     """Hash of what a person was shown."""
     return hashlib.sha256(msgspec.json.encode(event)).digest()
@@ -187,7 +179,7 @@ async def write_resolved(
     connection: "asyncpg.Connection[asyncpg.Record]", event: PermissionResolved | PermissionExpired
 ) -> None:
     """Write how a permission ended, with the batch that logs it."""
-    status = "expired" if isinstance(event, PermissionExpired) else _STATUS[event.outcome]
+    status = "expired" if isinstance(event, PermissionExpired) else event.outcome
     await connection.execute(
         """
         UPDATE permissions SET status = $2, outcome = $3, option_id = $4, resolved_by = $5,
@@ -205,14 +197,3 @@ async def write_resolved(
 
 def _json(value: Any) -> str | None:
     return None if value is None else msgspec.json.encode(value).decode()
-
-
-async def count_waiting(db: AsyncSession, session: SessionKey) -> int:
-    """How many of the session's permissions wait."""
-    query = select(func.count()).select_from(PermissionRow)
-    return (
-        await db.scalar(
-            query.where(PermissionRow.session == session, PermissionRow.status.in_(sorted(WAITING)))
-        )
-        or 0
-    )

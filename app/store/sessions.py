@@ -149,9 +149,14 @@ async def lock_owned(db: AsyncSession, owner: Owner, session_id: SessionId) -> S
     Raises:
         SessionNotFound: it is missing, somebody else's, or still being made.
     """
-    key = (await get(db, owner, session_id)).key
-    session = await lock(db, key)
-    if session is None or session.session_id != session_id:
+    query = select(SessionRow.id).where(
+        SessionRow.owner == owner,
+        SessionRow.session_id == session_id,
+        SessionRow.agent_session_id.is_not(None),
+    )
+    key = await db.scalar(query.with_for_update(key_share=True))
+    session = await by_key(db, SessionKey(key)) if key is not None else None
+    if session is None:
         raise SessionNotFound
     return session
 

@@ -168,7 +168,7 @@ async def test_p40_concurrent_appends_leave_no_gap_and_no_double(database_addres
         async def admit(store: Store, lease: Lease) -> None:
             for n in range(15):
                 async with store.database.begin() as db:
-                    await eventlog.record(db, lease.session, [said(f"a{n}")])
+                    await eventlog.record(db, lease.session, said(f"a{n}"))
 
         async def follow(store: Store, lease: Lease) -> None:
             seen = read[lease.session]
@@ -385,7 +385,7 @@ async def test_memory_and_database_read_the_same(store: Store) -> None:
             await store.append(lease, *(said(f"{n}.{k}" + "x" * 12_000) for k in range(5)))
             if n % 10 == 5:
                 async with store.database.begin() as db:
-                    await eventlog.record(db, lease.session, [said(f"admitted {n}")])
+                    await eventlog.record(db, lease.session, said(f"admitted {n}"))
         for after in range(0, 154, 7):
             for limit in (1, 3, 500):
                 async with store.database.begin() as db:
@@ -478,7 +478,7 @@ async def test_follower_at_the_end_asks_nobody_and_is_woken_once(database_addres
                     await here.append(lease, said("2"))
                 else:
                     async with there.database.begin() as db:
-                        assert await eventlog.record(db, lease.session, [said("3")]) == n
+                        assert await eventlog.record(db, lease.session, said("3")) == n
                 await here.append(mark, said("x"))
                 for store, bell in ((here, wakeup), (there, other)):
                     await head_known(store, lease.session, n)
@@ -581,7 +581,7 @@ async def test_follower_that_reads_only_when_it_is_rung_for_misses_nothing(datab
                     return
                 with suppress(DatabaseUnavailable):
                     async with store.database.begin() as db:
-                        last = await eventlog.record(db, lease.session, [said(f"a{n}")])
+                        last = await eventlog.record(db, lease.session, said(f"a{n}"))
                     if last >= whole:
                         done.set()
 
@@ -695,7 +695,7 @@ async def test_p89_second_terminal_event_of_a_turn_is_refused(store: Store) -> N
         await store.append(lease, cancelled)
     with pytest.raises(Exception, match="events_one_terminal_a_turn"):
         async with store.database.begin() as db:
-            await eventlog.record(db, lease.session, [cancelled])
+            await eventlog.record(db, lease.session, cancelled)
     notice = eventlog.draft(SessionId("s"), None, Notice(level="info", code="x", message="y"))
     assert await store.append(lease, notice) == 3
     assert [event.type for event in await store.all(lease.session)] == [
@@ -711,7 +711,7 @@ async def test_transaction_that_fails_takes_no_number_and_rings_nobody(store: St
     with store.bell.listen(lease.session) as wakeup:
         with suppress(ZeroDivisionError):
             async with store.database.begin() as db:
-                await eventlog.record(db, lease.session, [said("never")])
+                await eventlog.record(db, lease.session, said("never"))
                 raise ZeroDivisionError
         with anyio.move_on_after(0.05) as silence:
             await wakeup.wait()
