@@ -15,7 +15,7 @@ import typer
 import uvicorn
 
 from app.command.line import EXIT_CODES, doctor, keys, prompt
-from app.settings import Settings, SettingsError, describe_settings, load_settings
+from app.settings import Settings, SettingsError, describe_settings, load_settings, service_version
 from app.telemetry import set_up_logging
 
 # The house itself is imported where it is opened: the client commands answer in a third of the time.
@@ -63,8 +63,6 @@ def _settings(**arguments: Any) -> Settings:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from app.main import service_version
-
         typer.echo(f"alameda {service_version()}")
         raise typer.Exit
 
@@ -177,7 +175,7 @@ async def _serve(settings: Settings) -> int:
 async def _serve_house(
     settings: Settings, house: "House", server: _Server, listener: socket.socket, stop: anyio.Event
 ) -> None:
-    url = _url(settings, listener)
+    url = settings.url(listener.getsockname()[1])
     house.announce(url)
 
     async def say_goodbye() -> None:
@@ -196,8 +194,6 @@ async def _serve_house(
 
 async def _greet(house: "House", url: str) -> None:
     """Say where we are and how things stand."""
-    from app.main import service_version
-
     with anyio.move_on_after(LOOK_S):
         await house.rooms.healths.looked.wait()
     lines = [f"Alameda {service_version()} answers at {url}", f"  console   {_console(house, url)}"]
@@ -237,12 +233,6 @@ def _listen(settings: Settings) -> socket.socket:
     listener.listen(4096)
     listener.setblocking(False)
     return listener
-
-
-def _url(settings: Settings, listener: socket.socket) -> str:
-    port = listener.getsockname()[1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
 
 
 @commands.command("migrate")

@@ -377,6 +377,9 @@ class Demo:
             case "session/set_config_option":
                 self.choose(params["sessionId"], params["configId"], params["value"])
                 return {"configOptions": self.options(params["sessionId"])}
+            case "session/set_mode":  # the older way, which some clients still go
+                self.choose(params["sessionId"], "mode", params["modeId"])
+                return {}
             case "session/close":
                 self._settings.pop(params["sessionId"], None)
                 return {}

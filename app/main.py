@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,7 +35,7 @@ from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
 from app.engine.turns import Turns
-from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError
+from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError, service_version
 from app.store.bell import Bell
 from app.store.database import Address, Database
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
@@ -51,14 +50,6 @@ KEY_FILE = "api-key"
 
 BuildRegistry: TypeAlias = Callable[[Settings, TaskGroup], Registry]
 """Makes the backends; their tasks run in the house's group."""
-
-
-def service_version() -> str:
-    """The version of this Alameda."""
-    try:
-        return version("alameda")
-    except PackageNotFoundError:
-        return "0.0.0"
 
 
 def create_app(settings: Settings, build: BuildRegistry | None = None) -> FastAPI:

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -229,6 +230,11 @@ class Settings(BaseSettings):
         except ValueError:
             return False
 
+    def url(self, port: int) -> str:
+        """Where a client on this machine finds a service that listens on `port`."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """Every Host that is answered."""
@@ -347,3 +353,11 @@ def load_settings(**arguments: Any) -> Settings:
             name = _variable(item["loc"])
             lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}" if name else item["msg"])
         raise SettingsError("\n".join(lines)) from None
+
+
+def service_version() -> str:
+    """The version of this Alameda."""
+    try:
+        return version("alameda")
+    except PackageNotFoundError:
+        return "0.0.0"

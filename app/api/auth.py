@@ -23,12 +23,16 @@ def address(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 
+async def any_caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:
+    """Whoever holds the key, whatever its scopes."""
+    return await rooms.keys.authenticate(credentials.credentials if credentials else None, address(request))
+
+
 def needs(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     """A dependency: the caller, who has `scope`."""
 
     async def caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:
-        token = credentials.credentials if credentials else None
-        principal = await rooms.keys.authenticate(token, address(request))
+        principal = await any_caller(request, rooms, credentials)
         if scope not in principal.scopes:
             raise Forbidden(scope=scope)
         return principal
@@ -46,9 +50,5 @@ Admin = Annotated[Principal, Depends(needs("admin"))]
 """The caller, who may make keys and drain backends."""
 
 
-async def _any_caller(request: Request, rooms: RoomsDep, credentials: Credentials) -> Principal:
-    return await rooms.keys.authenticate(credentials.credentials if credentials else None, address(request))
-
-
-AnyCaller = Annotated[Principal, Depends(_any_caller)]
+AnyCaller = Annotated[Principal, Depends(any_caller)]
 """The caller, whatever the key's scopes: the route looks at them itself."""

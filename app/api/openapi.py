@@ -113,9 +113,6 @@ def _schema(app: FastAPI) -> Json:
     if "EventPage" in schemas:
         schemas["EventPage"]["properties"]["items"]["items"] = {"$ref": f"{_REF}Event"}
     components["schemas"] = dict(sorted(schemas.items()))
-    components.setdefault("securitySchemes", {}).setdefault(
-        "ApiKey", {"type": "http", "scheme": "bearer", "bearerFormat": "alm_<id>_<secret>"}
-    )
     for path, operations in schema.get("paths", {}).items():
         for method, operation in operations.items():
             _complete(path, method.upper(), operation)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from app.api.auth import Admin, AnyCaller, Credentials, Reader, address
+from app.api.auth import Admin, AnyCaller, Credentials, Reader, any_caller
 from app.api.problems import problems
 from app.api.rooms import Rooms, RoomsDep
 from app.api.schemas.health import (
@@ -54,9 +54,7 @@ async def _is_known(request: Request, rooms: Rooms, credentials: Credentials) ->
     if credentials is None and rooms.keys.anyone is None:
         return False
     try:
-        caller = await rooms.keys.authenticate(
-            credentials.credentials if credentials else None, address(request)
-        )
+        caller = await any_caller(request, rooms, credentials)
     except (Unauthenticated, RateLimited, DatabaseUnavailable):
         return False
     return "read" in caller.scopes

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 
-from app.api.auth import Credentials, address
+from app.api.auth import Credentials, address, any_caller
 from app.api.rooms import Rooms, RoomsDep
 from app.api.sse import EventStream, encoded, refusal
 from app.domain.errors import (
@@ -67,8 +67,7 @@ async def _key_holder(
     patience, version = Patience(), rooms.feed.keys_version
     if ticket is not None:
         return KeyHolder(None, patience, version)
-    token = credentials.credentials if credentials else None
-    principal = await patience.wait_for(lambda: rooms.keys.authenticate(token, address(request)))
+    principal = await patience.wait_for(lambda: any_caller(request, rooms, credentials))
     if "read" not in principal.scopes:
         raise Forbidden(scope="read")
     return KeyHolder(principal, patience, version)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from app.api.auth import Prompter, Reader
 from app.api.openapi import EVENT_STREAM_RESPONSES
@@ -139,6 +140,15 @@ async def _stream_answer(
     )
 
 
+def _idempotency(
+    key: str | None, route: str, subject: str | None, body: BaseModel | None = None
+) -> Idempotency | None:
+    if key is None:
+        return None
+    content = body.model_dump(mode="json", exclude_unset=True) if body is not None else {}
+    return Idempotency.of(key, route, subject, content)
+
+
 @router.post(
     "/sessions/{session_id}/turns",
     response_model=TurnView,
@@ -154,8 +164,7 @@ async def prompt_session(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a prompt: 202 once its `turn.queued` is committed, or as `Prefer` or `Accept` ask."""
-    content = body.model_dump(mode="json", exclude_unset=True)
-    key = Idempotency.of(idempotency_key, "turns", session_id, content) if idempotency_key else None
+    key = _idempotency(idempotency_key, "turns", session_id, body)
 
     async def admit() -> tuple[Turn, bool]:
         return await rooms.turns.admit(caller.owner, SessionId(session_id), body.to_domain(), key)
@@ -184,12 +193,7 @@ async def prompt_stream(
     body: PromptStreamBody, caller: Prompter, rooms: RoomsDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Ensure a session, prompt it and stream the turn; the stream ends after the terminal event."""
-    content = body.model_dump(mode="json", exclude_unset=True)
-    key = (
-        Idempotency.of(idempotency_key, "prompt-stream", body.session_id, content)
-        if idempotency_key
-        else None
-    )
+    key = _idempotency(idempotency_key, "prompt-stream", body.session_id, body)
 
     async def admit() -> tuple[Turn, bool]:
         earlier = await rooms.turns.earlier(caller.owner, key) if key is not None else None
@@ -281,7 +285,7 @@ async def retry_turn(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a new turn with the same prompt and limits: the caller's own decision to run it again."""
-    key = Idempotency.of(idempotency_key, "retry", turn_id, {}) if idempotency_key else None
+    key = _idempotency(idempotency_key, "retry", turn_id)
 
     async def admit() -> tuple[Turn, bool]:
         return await rooms.turns.retry(caller.owner, TurnId(turn_id), key)

@@ -28,7 +28,7 @@ from app.backends.base import (
     ProviderNotFound,
     Unsupported,
 )
-from app.backends.paseo_agent import PaseoAgent
+from app.backends.paseo_agent import PaseoAgent, put_away
 from app.backends.paseo_following import Lost
 from app.backends.paseo_settling import Pace
 from app.backends.paseo_translate import failure_words
@@ -247,13 +247,7 @@ class PaseoBackend:
     async def archive(self, session: str) -> None:
         """Archive an agent that nobody holds."""
         await self._up()
-        try:
-            await self._client.archive(session)
-        except errors.Refused as error:
-            if error.reason is not Reason.AGENT_NOT_FOUND:
-                raise BackendRejected(error.text) from None
-        except PaseoError as error:
-            raise BackendUnavailable(str(error)) from None
+        await put_away(self._client, session)
 
     def beat(self) -> None:
         """The daemon's agents live without us."""

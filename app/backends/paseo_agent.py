@@ -131,12 +131,7 @@ class PaseoAgent:
     async def archive(self) -> None:
         """Archive the agent, with its process, and let it go."""
         try:
-            await self._client.archive(self._id)
-        except errors.Refused as error:
-            if error.reason is not Reason.AGENT_NOT_FOUND:
-                raise BackendRejected(error.text) from None
-        except PaseoError as error:
-            raise BackendUnavailable(str(error)) from None
+            await put_away(self._client, self._id)
         finally:
             await self.release()
 
@@ -228,10 +223,7 @@ class PaseoAgent:
         if mode is None or not self._client.link.is_up:
             return
         try:
-            fields = {"agentId": self._id, "modeId": mode}
-            await self._client.request(
-                "set_agent_mode_request", fields, snapshots.Done, deadline=self._pace.probe
-            )
+            await self._client.set_mode(self._id, mode, deadline=self._pace.probe)
         except errors.Timeout:
             pass
         except PaseoError:
@@ -378,3 +370,19 @@ class PaseoAgent:
             return (await self._client.fetch_agent(self._id)).status == "running"
         except PaseoError:
             return self._teller.snapshot.status == "running"
+
+
+async def put_away(client: PaseoClient, agent_id: str) -> None:
+    """Archive an agent, with its process; one that is not there is no error.
+
+    Raises:
+        BackendRejected: the daemon refused.
+        BackendUnavailable: nobody knows whether it did.
+    """
+    try:
+        await client.archive(agent_id)
+    except errors.Refused as error:
+        if error.reason is not Reason.AGENT_NOT_FOUND:
+            raise BackendRejected(error.text) from None
+    except PaseoError as error:
+        raise BackendUnavailable(str(error)) from None

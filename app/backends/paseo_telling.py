@@ -88,7 +88,6 @@ class Teller:
         """Whether the agent's process has to be started anew before the next prompt."""
         self.works_on = False
         """Whether the agent is known to work on after its turn was broken off: it is ended at once."""
-        """Whether the agent's process has to be started anew before the next prompt."""
         self.beyond_ours = False
         """Whether what is read stands behind somebody else's prompt, where no terminal event divides rows."""
         self.tells_config = True

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from app.command.client import KEY_FILE, Alameda, CommandError, Place, answers
 from app.command.terminal import GREEN, RED, RESET, YELLOW, has_colours, visible
-from app.main import build_registry, service_version
-from app.settings import Settings, SettingsError
+from app.main import build_registry
+from app.settings import Settings, SettingsError, service_version
 from app.store.database import Address
 from app.store.datadir import EmbeddedPostgresError, server_user
 from app.store.pgbinaries import BUNDLE, PACKAGE
@@ -55,11 +55,6 @@ class Report:
         lines += [f"{'':<24}{line}" for line in more]
         self._out.write("\n".join(lines) + "\n")
         self._out.flush()
-
-
-class _Probe(Struct, frozen=True):
-    status: str
-    detail: str = ""
 
 
 class _Database(Struct, frozen=True):
@@ -138,7 +133,6 @@ def _data_directory(report: Report, place: Place, settings: Settings) -> None:
             f"{data_dir}: {there} cannot be written to: make it ours (chown), or set ALAMEDA_DATA_DIR",
         )
         return
-    held = None
     try:
         held = place.held()
     except CommandError as error:

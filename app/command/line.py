@@ -216,12 +216,10 @@ def _found(url: str | None, key: str | None, data_dir: Path | None) -> tuple["Pl
     from app.command.client import Place
 
     settings = load_settings(data_dir=data_dir.absolute() if data_dir else None)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     own = settings.api_key.get_secret_value() if settings.api_key else None
     place = Place(
         data_dir=settings.data_dir,
-        default_url=f"http://{host}:{settings.port}",
+        default_url=settings.url(settings.port),
         embedded=settings.database_url is None,
         url=url.rstrip("/") if url else None,
         key=key or own,

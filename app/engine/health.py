@@ -30,7 +30,6 @@ class Status:
     database: bool
     backends: dict[str, Health]
     turns: dict[str, int]
-    drained: frozenset[str]
 
 
 class Healths:
@@ -104,14 +103,12 @@ class Healths:
 
     async def status(self) -> Status:
         """The database and the backends as last seen, and how much is going on."""
-        drained: set[str] = set()
         counts = {"running": 0, "queued": 0}
         database = True
         try:
             with anyio.fail_after(3.0):
                 async with self._database.begin() as db:
                     counts = await turns.count_by_state(db)
-                    drained = await health.drains(db)
         except (DatabaseUnavailable, TimeoutError):
             database = False
         counted = [seen.up for name, seen in self._seen.items() if name in self._registry.counted]
@@ -126,7 +123,6 @@ class Healths:
             database=database,
             backends=dict(self._seen),
             turns=counts,
-            drained=frozenset(drained),
         )
 
     async def is_ready(self) -> bool:

@@ -155,19 +155,16 @@ class Keeper:
             if agent is None:
                 await self._hosted.change(creating=True)
                 agent = await self._hosted.backend.create(spec)
+            try:
+                check_effective(agent.state.cwd, self._hosted.backend.place)
+            except PathNotAllowed:
+                with suppress(BackendError):
+                    await agent.archive()
+                raise
         except OutcomeUnknown as error:
             await self._hosted.finish(intent, error=describe(error))
             return
         except (BackendError, PathNotAllowed) as error:
-            if how != "replaced":
-                await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
-                return
-            raise
-        try:
-            check_effective(agent.state.cwd, self._hosted.backend.place)
-        except PathNotAllowed as error:
-            with suppress(BackendError):
-                await agent.archive()
             if how != "replaced":
                 await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
                 return

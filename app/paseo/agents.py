@@ -126,9 +126,10 @@ class Agents:
         """Cancel the turn, if one runs. No answer: no such agent, or it is not loaded."""
         await self.request("cancel_agent_request", {"agentId": agent_id}, Done, deadline=deadline)
 
-    async def set_mode(self, agent_id: str, mode_id: str) -> None:
+    async def set_mode(self, agent_id: str, mode_id: str, *, deadline: float | None = None) -> None:
         """Set the mode. An unknown one is taken too, and an agent whose process is dead never answers."""
-        await self.request("set_agent_mode_request", {"agentId": agent_id, "modeId": mode_id}, Done)
+        fields = {"agentId": agent_id, "modeId": mode_id}
+        await self.request("set_agent_mode_request", fields, Done, deadline=deadline)
 
     async def set_model(self, agent_id: str, model_id: str | None) -> None:
         """Set the model; as `set_mode`."""
