@@ -1,13 +1,16 @@
 """What every test has: one PostgreSQL a run, one database a test, the service on a real socket."""
 
+import functools
+import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
+import anyio
 import asyncpg
 import pytest
 
@@ -18,6 +21,24 @@ from tests.house import House, open_house
 
 _numbers = count(1)
 _TEMPLATE = "alameda_template"
+
+LONGEST_S = float(os.environ.get("ALAMEDA_TEST_LONGEST_S", "200"))
+"""Seconds after which a test has hung, and fails where it waits; the longest takes 40 on two cores."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Bound every asynchronous test: one that hangs fails by name, and the others go on."""
+    play = pyfuncitem.obj
+    if inspect.iscoroutinefunction(play):
+
+        @functools.wraps(play)
+        async def bounded(*args: object, **kwargs: object) -> None:
+            with anyio.fail_after(LONGEST_S):
+                await play(*args, **kwargs)
+
+        pyfuncitem.obj = bounded
+    return (yield)
 
 
 @pytest.fixture(scope="session")
