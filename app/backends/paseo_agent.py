@@ -253,8 +253,12 @@ class PaseoAgent:
 
     async def interrupt(self) -> None:
         """Cancel the turn; its end comes as a signal."""
-        if self._teller.sent is not None:
-            self._teller.sent.stop_sent_at = time.monotonic()
+        sent = self._teller.sent
+        if sent is not None:
+            # The daemon answers the cancel of a turn that has not started yet, and starts it all the same.
+            with anyio.move_on_after(self._pace.cancel):
+                await sent.started.wait()
+            sent.stop_sent_at = time.monotonic()
         try:
             await self._client.cancel(self._id, deadline=5.0)
         except errors.Timeout:

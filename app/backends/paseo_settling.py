@@ -38,6 +38,8 @@ class Pace:
     """For a link that is down, before a prompt."""
     turnstile: float = 30.0
     """For the reading of what was missed, before a prompt."""
+    cancel: float = 2.0
+    """For a turn to start, before it is cancelled."""
     again: float = 1.0
     """Until a catching-up is tried again that failed with the link up."""
 

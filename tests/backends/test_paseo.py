@@ -448,6 +448,18 @@ async def test_trap_16_a_stubborn_agent_is_started_anew_before_the_next_prompt(t
         assert twin.record.count("refresh_agent_request") == 1
 
 
+@pytest.mark.parametrize("provider", ["scripted", "opencode"])
+async def test_a_turn_that_is_cancelled_before_it_has_started_stops(tmp_path: Path, provider: str) -> None:
+    """The daemon answers such a cancel at once, and then starts the turn all the same."""
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
+        agent = await backend.create(spec(tmp_path, provider))
+        twin.providers[provider].prompt_delay = 2.0
+        await agent.prompt(prompt("a-1", "hang"))
+        await twin.record.wait("send_agent_message_request")
+        await agent.interrupt()
+        assert ends(of(await reports_until(agent, is_end), "a-1")) == [TurnStopped()]
+
+
 async def test_trap_22_what_a_restarted_process_replays_is_not_told(tmp_path: Path) -> None:
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
         agent = await backend.create(spec(tmp_path, "scripted-history"))

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -176,13 +177,11 @@ class LiveStage(AcpStage):
     def spec(self, *, asks_questions: bool = False) -> AgentSpec:
         if asks_questions:
             pytest.skip("the daemon passes no questions of ACP agents on")
-        self.made += 1
-        key = f"contract-{os.getpid()}-{self.made}"
-        return AgentSpec(creation_key=key, provider=PROVIDER, cwd=str(self.home))
+        # The daemon outlives the stage: a key or an attempt that was used before would be found again.
+        return AgentSpec(creation_key=uuid4().hex, provider=PROVIDER, cwd=str(self.home))
 
     def prompt(self, *script: str) -> Prompt:
-        said = AcpStage.prompt(self, *script)
-        return Prompt(attempt=f"trn_{os.getpid()}_{said.attempt}", text=said.text)
+        return Prompt(attempt=f"trn_{uuid4().hex}", text="\n".join(script))
 
 
 LIVE = Traits(
@@ -447,7 +446,8 @@ async def test_a_stubborn_agent_can_be_killed_and_its_session_loaded(stage: Stag
     await agent.interrupt()
     with anyio.fail_after(PATIENCE):
         await agent.kill()
-    assert [signal for signal in await until(agent, is_end) if is_end(signal)] == [TurnStopped()]
+    (end,) = [signal for signal in await until(agent, is_end) if is_end(signal)]
+    assert end in (TurnStopped(), TurnStopped(is_forced=True)), "killed by us, or by the backend before"
     again = await stage.backend.load(stage.spec(), agent.state.session, None)
     assert text(await _play(stage, again, "say back")) == "back"
 
