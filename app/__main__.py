@@ -93,12 +93,13 @@ def serve(
         host=host, port=port, data_dir=data_dir.absolute() if data_dir else None, config=config
     )
     set_up_logging(settings.log_level, settings.log_format)
+    from app.domain.errors import DatabaseUnavailable
     from app.store.datadir import EmbeddedPostgresError
     from app.store.migrations import MigrationLockTimeout
 
     try:
         code = _run(settings)
-    except* (EmbeddedPostgresError, MigrationLockTimeout, OSError) as group:
+    except* (EmbeddedPostgresError, MigrationLockTimeout, DatabaseUnavailable, OSError) as group:
         typer.echo(f"alameda: {_first(group)}", err=True)
         code = 1
     raise typer.Exit(code)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anyio
+import stamina
 import structlog
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.store.database import Address
+from app.store.database import Address, is_outage
 from app.store.tables import Base
 
 log = structlog.get_logger(__name__)
@@ -23,12 +24,19 @@ LOCK = 0x414C414D454441
 LOCK_WAIT_S = 60.0
 """Seconds to wait for another replica's migration."""
 
+ANSWER_S = 30.0
+"""Seconds to wait for a database that does not answer: it may be starting beside us, or recovering."""
+
 _PACKAGED = Path(__file__).parent.parent / "migrations"
 _CHECKOUT = Path(__file__).parent.parent.parent / "alembic"
 
 
 class MigrationLockTimeout(Exception):
     """Another process has been migrating for too long: look at it, then start again."""
+
+
+class DatabaseDoesNotAnswer(OSError):
+    """The database did not answer for too long: start it, or correct its URL."""
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -46,12 +54,31 @@ def _engine(address: Address) -> AsyncEngine:
     )
 
 
-async def migrate(address: Address) -> str:
+async def migrate(address: Address, *, answer_s: float = ANSWER_S) -> str:
     """Bring the schema to the newest revision, and return it. `address` is the server itself, not a pooler.
+
+    A database that does not answer is asked again for `answer_s` seconds.
 
     Raises:
         MigrationLockTimeout: another process holds the lock.
+        DatabaseDoesNotAnswer: it did not within that time.
     """
+    patience = stamina.retry_context(
+        on=is_outage, attempts=None, timeout=answer_s, wait_initial=0.2, wait_max=2.0
+    )
+    try:
+        async for attempt in patience:
+            with attempt:
+                return await _migrate(address)
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        words = str(getattr(error, "orig", None) or error) or type(error).__name__
+        raise DatabaseDoesNotAnswer(f"the database does not answer: {words}") from error
+    raise AssertionError("an attempt returns or raises")
+
+
+async def _migrate(address: Address) -> str:
     engine = _engine(address)
     try:
         async with engine.connect() as connection:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -679,6 +680,21 @@ async def test_p53_four_migrations_at_once_make_one_schema(
     finally:
         async with admin(database_address) as db:
             await db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_start_waits_for_a_database_that_is_still_starting(
+    database_address: Address, folder: Path
+) -> None:
+    """Behind a symbolic link that comes a moment later, as a server's socket does."""
+    link = folder / "later"
+    late = Address(arguments={**database_address.arguments, "host": str(link)})
+    with pytest.raises(migrations.DatabaseDoesNotAnswer):
+        await migrations.migrate(late, answer_s=0.3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(migrations.migrate, late)
+        await anyio.sleep(0.3)
+        link.symlink_to(database_address.arguments["host"])
+    assert await migrations.is_current(late)
 
 
 async def test_p89_second_terminal_event_of_a_turn_is_refused(store: Store) -> None:
