@@ -57,7 +57,7 @@ from app.domain.signals import (
 )
 from app.domain.text import clean, timestamp
 from app.domain.transcript import Transcript
-from app.domain.turns import Step, Turn, TurnStatus, advance, ending
+from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance, ending
 
 HOLD_S = 1.0
 """Seconds that a permission being answered holds the turn's terminal event back."""
@@ -170,7 +170,7 @@ class Run:
     def tell(self, signal: Signal) -> Told:
         """What `signal` makes of the turn."""
         told = Told()
-        if self.is_over and not isinstance(signal, PermissionSettled):
+        if self.status in ENDS or (self.is_over and not isinstance(signal, PermissionSettled)):
             return told
         self.idle_since = self._now()
         if isinstance(signal, TurnBroke | TurnUnknown):
@@ -205,7 +205,9 @@ class Run:
         return told
 
     def end(self, terminal: Terminal, told: Told) -> None:
-        """End the turn: now, or as soon as an answer on its way has been resolved."""
+        """End the turn: now, or as soon as an answer on its way has been resolved. The first end stands."""
+        if self.is_over:
+            return
         if any(waiting.sent for waiting in self.waiting.values()):
             self.held = (terminal, self._now() + HOLD_S)
             return
