@@ -255,7 +255,7 @@ class Runner:
             await self._end(event)
 
     async def _commit_start(self, turn: Turn) -> Turn | None:
-        """Commit `turn.started` before the prompt is sent; null if the turn is no longer waiting."""
+        """Commit `turn.started` before the prompt is sent; null if the turn is not the next to start."""
         attempt = turn.attempt + 1
         async with self._hosted.database.begin() as db:
             session = await self._hosted.locked(db)

@@ -8,7 +8,7 @@ import asyncpg
 import msgspec
 from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import aliased, defer
 
 from app.domain.errors import TurnNotFound
 from app.domain.events import (
@@ -195,7 +195,8 @@ async def make(
 
 
 async def start(db: AsyncSession, turn: Turn, *, attempt: int, generation: int) -> bool:
-    """Mark an attempt as started; false if the turn is no longer waiting for one."""
+    """Mark an attempt as started; false if the turn is not (or no longer) the next to start."""
+    ahead = aliased(TurnRow)
     done = await db.scalar(
         update(TurnRow)
         .where(
@@ -203,6 +204,9 @@ async def start(db: AsyncSession, turn: Turn, *, attempt: int, generation: int) 
             TurnRow.ended_at.is_(None),
             TurnRow.attempt == attempt - 1,
             TurnRow.status.in_([TurnStatus.QUEUED, TurnStatus.RETRYING]),
+            ~select(ahead.id)
+            .where(ahead.session == TurnRow.session, ahead.ended_at.is_(None), ahead.rank < TurnRow.rank)
+            .exists(),
         )
         .values(
             status=TurnStatus.RUNNING,
