@@ -315,8 +315,10 @@ class Runner:
         if agent is None or self.run is None:
             return
         started = await self._hosted.database.retrying(partial(self._commit_start, self.run.turn))
-        if started is None:
-            raise LeaseLost
+        if started is None:  # somebody has cancelled it meanwhile
+            self._retry_at = time.monotonic() + POSTPONE_S
+            self._hosted.look()
+            return
         self.run.turn = started
         self.run.status = self.run.written = started.status
         self.run.idle_since = time.monotonic()

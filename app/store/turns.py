@@ -203,6 +203,7 @@ async def start(db: AsyncSession, turn: Turn, *, attempt: int, generation: int) 
             TurnRow.id == turn.id,
             TurnRow.ended_at.is_(None),
             TurnRow.attempt == attempt - 1,
+            TurnRow.cancel_requested_at.is_(None),
             TurnRow.status.in_([TurnStatus.QUEUED, TurnStatus.RETRYING]),
             ~select(ahead.id)
             .where(ahead.session == TurnRow.session, ahead.ended_at.is_(None), ahead.rank < TurnRow.rank)
