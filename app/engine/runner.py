@@ -36,7 +36,7 @@ from app.domain.events import (
 from app.domain.items import fold
 from app.domain.permissions import Permission, Response
 from app.domain.sessions import Session
-from app.domain.signals import AgentDied, Config, ForeignActivity, Report, Signal, TurnBroke
+from app.domain.signals import AgentDied, Config, ForeignActivity, LinkRestored, Report, Signal, TurnBroke
 from app.domain.transcript import Said, Transcript
 from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance
 from app.engine import ending
@@ -357,11 +357,12 @@ class Runner:
             await agent.release()
 
     async def _tell(self, reports: Sequence[Report]) -> None:
-        batch, died = Batch(), False
+        batch, died, regained = Batch(), False, False
         for report in reports:
             for signal in report.signals:
                 run = self.run
                 died = died or isinstance(signal, AgentDied)
+                regained = regained or isinstance(signal, LinkRestored)
                 if isinstance(signal, Config):
                     batch.config = signal
                 if isinstance(signal, ForeignActivity):
@@ -384,6 +385,15 @@ class Runner:
         await self._commit(batch)
         if died and self.run is None:
             await self._keeper.let_go()
+        if regained and self.run is not None:
+            await self._interrupt_again(self.run)
+
+    async def _interrupt_again(self, run: Run) -> None:
+        """Whoever was told to stop while the link was down has not heard it; its deadline stays."""
+        agent, stop = self._keeper.agent, run.stop
+        if agent is not None and stop is not None and stop.rung == "interrupt":
+            with anyio.move_on_after(max(0.0, stop.until - time.monotonic())):
+                await agent.interrupt()
 
     def _may_repeat(self, signal: Signal, run: Run) -> TypeGuard[TurnBroke]:
         """Whether the attempt may be made again: only one that is known not to have been delivered."""
