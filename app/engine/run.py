@@ -341,6 +341,8 @@ class Run:
             return
         by: ResolvedBy = waiting.sent[2] if waiting.sent else "backend"
         actor = waiting.sent[3] if waiting.sent else None
+        if outcome == "cancelled":  # nobody's answer: the backend takes it back, for its turn is ending
+            by, actor = "turn_end", None
         told.events.append(_resolution(waiting, outcome, option_id, by, actor))
         if self.held is not None:
             if not any(other.sent for other in self.waiting.values()):

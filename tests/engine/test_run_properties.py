@@ -273,14 +273,14 @@ class Hosting(RuleBasedStateMachine):
 
     @invariant()
     def permissions_end_as_the_contract_says(self) -> None:
-        """`expired` is by the time-out or by the backend (cancelled), `resolved` by anybody else."""
+        """`expired` is by the time-out or by the backend; `cancelled` is by the end of the turn."""
         for event in self.events:
             if isinstance(event, PermissionExpired):
                 assert event.by in ("timeout", "backend")
                 assert event.by == "timeout" or event.outcome == "cancelled"
             elif isinstance(event, PermissionResolved):
                 assert event.by in ("caller", "policy", "backend", "turn_end")
-                assert event.by != "turn_end" or event.outcome == "cancelled"
+                assert (event.by == "turn_end") is (event.outcome == "cancelled")
 
     @invariant()
     def waits_for_a_person_only_while_one_is_asked(self) -> None:
