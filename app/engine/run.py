@@ -91,7 +91,9 @@ class Waiting:
     for_person: bool
     is_question: bool
     expires_at: float | None
-    """Monotonic time of its time-out."""
+    """Monotonic time of its time-out, or at which an answer that was not taken is sent again."""
+    policy_answer: Literal["allow", "deny"] | None = None
+    """What the policy answers; null while a person is asked, or as long as only an earlier host knew."""
     sent: tuple[PermissionOutcome, str | None, ResolvedBy, str | None] | None = None
     """The answer that was sent: outcome, option, by, actor."""
 
@@ -291,23 +293,30 @@ class Run:
         return self.stopped(_OUTCOMES[self.stop.rung])
 
     def _ask(self, asked: PermissionAsked, told: Told) -> None:
-        duplicate = self.waiting.get(asked.request)
-        if duplicate is not None:  # an id used twice: neither can be answered safely
-            return
         is_question = asked.kind == "question"
         mode = "ask" if is_question and self.policy.mode == "allow" else self.policy.mode
-        waiting = Waiting(
-            id=new_permission_id(),
-            request=asked.request,
-            for_person=mode == "ask",
-            is_question=is_question,
-            expires_at=self._now() + self.policy.timeout_s if mode == "ask" else None,
-        )
-        expires_at = datetime.now(UTC) + timedelta(seconds=self.policy.timeout_s) if mode == "ask" else None
+        answer: Literal["allow", "deny"] | None = None if mode == "ask" else mode
         detail = None if asked.detail is None else bounded(asked.detail)
         shown = bounded(Unknown(input=asked.input))
         assert isinstance(shown, Unknown)
-        whole = (detail is None or detail.truncated is UNSET) and shown.truncated is UNSET
+        if (detail is not None and detail.truncated is not UNSET) or shown.truncated is not UNSET:
+            answer = "deny"
+        duplicate = self.waiting.get(asked.request)
+        if duplicate is not None:  # told again, or an id used twice: neither can be answered safely
+            if not duplicate.for_person and duplicate.sent is None:  # the policy's answer was not taken
+                duplicate.policy_answer = duplicate.policy_answer or answer or "deny"
+                duplicate.expires_at = self._now()
+            return
+        for_person = answer is None
+        waiting = Waiting(
+            id=new_permission_id(),
+            request=asked.request,
+            for_person=for_person,
+            is_question=is_question,
+            expires_at=self._now() + self.policy.timeout_s if for_person else None,
+            policy_answer=answer,
+        )
+        expires_at = datetime.now(UTC) + timedelta(seconds=self.policy.timeout_s) if for_person else None
         event = PermissionRequested(
             permission_id=waiting.id,
             tool_call_id=UNSET if asked.call is None else clean(asked.call),
@@ -320,9 +329,6 @@ class Run:
             questions=list(asked.questions) or UNSET,
             expires_at=None if expires_at is None else timestamp(expires_at),
         )
-        answer: Literal["allow", "deny"] | None = None if mode == "ask" else mode
-        if not whole:
-            answer, waiting.for_person, waiting.expires_at, expires_at = "deny", False, None, None
         self.waiting[asked.request] = waiting
         told.events.append(event)
         told.asked.append(Asked(waiting, event, expires_at, answer))

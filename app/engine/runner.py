@@ -57,7 +57,7 @@ LADDER: tuple[tuple[Rung, float], ...] = (("interrupt", 5.0), ("kill", 10.0), ("
 RETRY_BASE_S, RETRY_MAX_S = 0.5, 30.0
 """Bounds of the pause before an attempt is repeated; doubled each time, with jitter."""
 REPEAT_S = 5.0
-"""Seconds after which a time-out's answer that the backend did not take is sent again."""
+"""Seconds after which an answer of ours (a time-out's, the policy's) that was not taken is sent again."""
 POSTPONE_S = 2.0
 """Seconds before a queued turn looks again for a backend that is down."""
 
@@ -456,7 +456,8 @@ class Runner:
         if waiting.sent is not None:
             return
         if self._keeper.agent is None:
-            waiting.expires_at = None if waiting.expires_at is None else time.monotonic() + REPEAT_S
+            if by != "caller":
+                waiting.expires_at = time.monotonic() + REPEAT_S
             await self._reopen(waiting, None)
             return
         option_id = response.option_id if response is not None else None
@@ -474,8 +475,7 @@ class Runner:
         except BackendError as error:
             log.warning("answer_not_taken", error=type(error).__name__)
             waiting.sent = None
-            waiting.expires_at = time.monotonic() + REPEAT_S if by == "timeout" else expires_at
-
+            waiting.expires_at = expires_at if by == "caller" else time.monotonic() + REPEAT_S
             await self._reopen(waiting, str(error) if isinstance(error, BackendRejected) else None)
             if isinstance(error, BackendRejected) and by == "policy":
                 self.ask_to_stop("permission")
@@ -549,7 +549,11 @@ class Runner:
             await self._commit_told(told)
             return
         for waiting in list(run.waiting.values()):
-            if waiting.expires_at is not None and waiting.expires_at <= now:
+            if waiting.expires_at is None or waiting.expires_at > now:
+                continue
+            if waiting.policy_answer is not None:
+                await self._answer(waiting, waiting.policy_answer == "allow", "policy", None)
+            else:
                 await self._answer(waiting, run.allows_on_timeout(waiting), "timeout", None)
         if run.started + run.turn.request.deadline_s <= now:
             self.ask_to_stop("caller", "deadline")
