@@ -183,7 +183,7 @@ async def write_resolved(
     await connection.execute(
         """
         UPDATE permissions SET status = $2, outcome = $3, option_id = $4, resolved_by = $5,
-            actor = coalesce($6, actor), resolved_at = now()
+            actor = $6, resolved_at = now()
         WHERE id = $1 AND status IN ('pending', 'answering')
         """,
         event.permission_id,
