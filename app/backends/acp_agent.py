@@ -24,6 +24,7 @@ from app.backends.base import (
     BackendRejected,
     BackendUnavailable,
     Change,
+    NotPending,
     Prompt,
     Reports,
     SendFailed,
@@ -172,7 +173,7 @@ class AcpAgent:
         """Answer a permission request or a question."""
         pending = self._pending.get(request)
         if pending is None:
-            raise BackendRejected("this request is not pending")
+            raise NotPending("this request is not pending")
         self._put(self._resolve(request, pending, pending.ask.resolved(answer)))
 
     async def configure(self, change: Change) -> AgentState:

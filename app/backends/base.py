@@ -33,6 +33,10 @@ class ProviderNotFound(BackendRejected):
     """The backend has no provider of that name."""
 
 
+class NotPending(BackendRejected):
+    """The permission request waits no more; its resolution was told, or will be."""
+
+
 class AgentLost(BackendError):
     """The backend no longer has the agent, or cannot resume it."""
 
@@ -322,7 +326,8 @@ class Agent(Protocol):
         """Answer a permission request; the backend's resolution comes as `PermissionSettled`.
 
         Raises:
-            BackendRejected: the request is not pending, or this answer is not honoured.
+            NotPending: somebody else was first, or the agent waits no more.
+            BackendRejected: this answer is not honoured.
             BackendUnavailable: the link is down; it is still pending.
         """
 

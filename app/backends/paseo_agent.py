@@ -15,6 +15,7 @@ from app.backends.base import (
     BackendRejected,
     BackendUnavailable,
     Change,
+    NotPending,
     OpenAttempt,
     Prompt,
     SendFailed,
@@ -287,14 +288,15 @@ class PaseoAgent:
         """Answer a permission request; what counted comes as `PermissionSettled`."""
         asked = self._teller.asked.get(request)
         if asked is None:
-            raise BackendRejected("this permission request is not pending")
+            raise NotPending("this permission request is not pending")
         response = response_to(asked.request, answer)
         asked.answered = ("allowed" if answer.allow else "denied", answer.option_id)
         try:
             await self._until_settled(asked, response)
         except errors.Refused as error:
             asked.answered = None
-            raise BackendRejected(error.text) from None
+            gone = error.reason is Reason.PERMISSION_GONE
+            raise (NotPending if gone else BackendRejected)(error.text) from None
         except errors.NotSent as error:
             asked.answered = None
             raise BackendUnavailable(str(error)) from None

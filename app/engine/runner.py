@@ -20,6 +20,7 @@ from app.backends.base import (
     BackendError,
     BackendRejected,
     BackendUnavailable,
+    NotPending,
     OpenAttempt,
     Prompt,
     SendFailed,
@@ -386,6 +387,7 @@ class Runner:
         if died and self.run is None:
             await self._keeper.let_go()
         if regained and self.run is not None:
+            self._hosted.look()  # answers may wait that nobody could send
             await self._interrupt_again(self.run)
 
     async def _interrupt_again(self, run: Run) -> None:
@@ -476,6 +478,8 @@ class Runner:
             log.warning("answer_not_taken", error=type(error).__name__)
             waiting.sent = None
             waiting.expires_at = expires_at if by == "caller" else time.monotonic() + REPEAT_S
+            if isinstance(error, NotPending):  # what counted comes with the reports
+                return
             await self._reopen(waiting, str(error) if isinstance(error, BackendRejected) else None)
             if isinstance(error, BackendRejected) and by == "policy":
                 self.ask_to_stop("permission")
