@@ -148,7 +148,8 @@ class Runner:
             return
         rows = await self._hosted.database.retrying(partial(self._turn_events, turn))
         transcript = Transcript.restored(fold((event.type, event.turn_id, event.data) for event in rows))
-        last_at = next((event.at for event in reversed(rows) if not event.type.startswith("turn.")), None)
+        ours = ("turn.", "backend.")  # what we told ourselves: no word of the agent's
+        last_at = next((event.at for event in reversed(rows) if not event.type.startswith(ours)), None)
         run = Run(
             turn,
             work.session.policy,

@@ -294,6 +294,23 @@ async def test_permission_survives_a_cut_link_and_a_new_host(database_url: str, 
             assert (await second.ended(turn["turn_id"]))["status"] == "completed"
 
 
+async def test_prompt_of_which_nothing_was_told_is_not_called_delivered_by_the_next_process(
+    database_url: str, folder: Path
+) -> None:
+    """That the link broke was told, by us; whether the prompt had arrived is not known."""
+    async with Twin() as twin:
+        async with open_house(database_url, folder, backends=backend(twin)) as first:
+            await first.ensure("s", agent="scripted")
+            twin.faults.drop_before = "send_agent_message_request"
+            twin.faults.refuse_connections = True
+            turn = (await first.prompt("s", "say never"))["turn_id"]
+            await first.follow(f"/v1/turns/{turn}/events/stream", "turn.reconciling")
+        twin.faults.refuse_connections = False
+        async with open_house(database_url, folder, backends=backend(twin)) as second:
+            ended = await second.ended(turn)
+            assert (ended["status"], ended["delivered"]) == ("indeterminate", "unknown")
+
+
 async def test_stubborn_agent_is_forced_and_takes_the_next_prompt(database_url: str, folder: Path) -> None:
     """A cancel that was forced leaves a working agent behind: it is started anew before the next prompt."""
     async with daemon_house(database_url, folder) as (house, twin):
