@@ -140,7 +140,7 @@ class Run:
         self.stop: Stop | None = None
         self.held: tuple[Terminal, float] | None = None
         """A terminal event that waits for a resolution, and until when."""
-        self.delivered: Delivered = "unknown"
+        self.delivered: Delivered = "unknown" if last_event_at is None else "yes"
         self.last_event_at = last_event_at
         self.lost_cause: str | None = None
         """Why nobody can tell how the turn goes on, once that is so."""

@@ -159,6 +159,7 @@ class Runner:
         )
         self.run = run
         if turn.status is TurnStatus.RETRYING:
+            run.delivered = "no"
             self._retry_at = 0.0
             return
         for permission in work.waiting:
@@ -305,6 +306,7 @@ class Runner:
         if run.status is TurnStatus.RECONCILING:
             run.regain(frozenset(), told)
         run.status = advance(run.status, Step.RETRY)
+        run.delivered = "no"
         self._retry_at = time.monotonic() + delay
         error = Error(code=broke.code, message=broke.message, retriable=True)
         told.events.append(TurnRetrying(attempt=turn.attempt + 1, delay_s=round(delay, 3), error=error))
@@ -323,6 +325,7 @@ class Runner:
             return
         self.run.turn = started
         self.run.status = self.run.written = started.status
+        self.run.delivered = "unknown"
         self.run.idle_since = time.monotonic()
         await self._send()
 
