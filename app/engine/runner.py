@@ -520,7 +520,7 @@ class Runner:
                 due.append(run.stop.until)
             if self._retry_at is not None:
                 due.append(self._retry_at)
-            if run.status is TurnStatus.RECONCILING and self._keeper.agent is None:
+            if self._is_out_of_sight(run):
                 due.append(self._postponed_until)
         elif self.queue and self.leaving is None:
             due.append(max(self._settled_at, self._postponed_until))
@@ -569,13 +569,17 @@ class Runner:
             self.ask_to_stop("caller", "idle")
         if self.leaving is not None and self.leaving <= now and self._hosted.dies_with_host:
             self.ask_to_stop("shutdown")
-        lost_sight = run.status is TurnStatus.RECONCILING and self._keeper.agent is None
-        if lost_sight and self._postponed_until <= now:
+        if self._is_out_of_sight(run) and self._postponed_until <= now:
             await self._find_again(run)
         elif run.stop is not None and run.stop.until <= now:
             await self._climb(run, run.stop)
         elif self._retry_at is not None and self._retry_at <= now:
             await self._start_again()
+
+    def _is_out_of_sight(self, run: Run) -> bool:
+        """Whether its agent is to be found again; not one that the cancel ladder has just put away."""
+        put_away = run.stop is not None and run.stop.rung == "archive"
+        return run.status is TurnStatus.RECONCILING and self._keeper.agent is None and not put_away
 
     async def _climb(self, run: Run, stop: Stop) -> None:
         """The next step of the cancel ladder; each has a deadline, and after the last we say what we know."""
