@@ -40,7 +40,7 @@ from app.store.bell import Bell
 from app.store.database import Address, Database
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
 from app.store.eventlog import EventLog
-from app.store.leases import LEASE_S, Leases
+from app.store.leases import Leases
 from app.store.migrations import migrate
 
 log = structlog.get_logger(__name__)
@@ -177,7 +177,9 @@ async def _furnished(
         events = EventLog(database)
         registry = build(settings, tasks)
         lifecycle = Lifecycle()
-        leases = Leases(database, replica, registry.names(), registry.mortal())
+        leases = Leases(
+            database, replica, registry.names(), registry.mortal(), lease_s=settings.timing.lease_s
+        )
         hosts = Hosts(
             database, events, leases, registry, alone=alone, session_idle_s=settings.timing.session_idle_s
         )
@@ -310,7 +312,13 @@ def _backend(name: str, one: BackendSettings, settings: Settings, tasks: TaskGro
     match one.type:
         case "acp":
             return AcpBackend(
-                name, one.command, place, tasks, env=one.env, provider=one.provider, silence=LEASE_S
+                name,
+                one.command,
+                place,
+                tasks,
+                env=one.env,
+                provider=one.provider,
+                silence=settings.timing.lease_s,
             )
         case "paseo":
             assert one.url is not None

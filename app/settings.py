@@ -129,6 +129,8 @@ class Timing(_Strict):
     """Between two looks at each backend."""
     drain_s: float = Field(4, ge=0)
     """What running ACP turns get at SIGTERM; well below the orchestrator's kill delay."""
+    lease_s: float = Field(15, ge=1)
+    """How long a session stays a silent replica's before another takes it over; the same on all of them."""
     session_idle_s: float = Field(1800, gt=0)
     """Idle time after which a session gives up its agent's process, where it can be loaded again."""
     ensure_s: float = Field(90, gt=0)

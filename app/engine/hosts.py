@@ -1,5 +1,6 @@
 """The sessions that this process hosts: takes them, renews the leases of all, hands them back."""
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from app.engine.host import Host
 from app.store import sessions
 from app.store.database import Database
 from app.store.eventlog import EventLog, LeaseLost
-from app.store.leases import LEASE_S, RENEW_S, Lease, Leases
+from app.store.leases import Lease, Leases
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +56,8 @@ class Hosts:
         self._unserved: set[Lease] = set()
         """Leases that the last renewal found without a host."""
         self._claim = anyio.Event()
-        self._renewed_at = clock()
+        self._renewed_at = self._steady_since = clock()
+        """Monotonic times: of the last renewal, and since when none has failed or come too late."""
         self._leaving = False
         self._empty = anyio.Event()
         events.on_stall.append(self._stall)
@@ -64,7 +66,12 @@ class Hosts:
 
     def may_act(self) -> bool:
         """Whether the leases hold: renewed within one lease time, or nobody else is there."""
-        return self._alone or self._clock() - self._renewed_at < LEASE_S
+        return self._alone or self._clock() - self._renewed_at < self._leases.lease_s
+
+    @property
+    def _may_take_over(self) -> bool:
+        """Whether a host that seems silent is: after an outage those that live renew first."""
+        return self._alone or self._clock() - self._steady_since >= self._leases.lease_s
 
     async def run(self, tasks: TaskGroup) -> None:
         """Host sessions until cancelled; a session's host is a task of `tasks`."""
@@ -118,11 +125,12 @@ class Hosts:
         if self._leaving or not self.may_act():
             return
         wanted, self._wanted = self._wanted, set()
+        expired = self._may_take_over
         try:
             for session in wanted:
                 if session not in self._hosts:
-                    await self._start(await self._leases.claim(only=session), tasks)
-            await self._start(await self._leases.claim(), tasks)
+                    await self._start(await self._leases.claim(only=session, expired=expired), tasks)
+            await self._start(await self._leases.claim(expired=expired), tasks)
             for session in await self._leases.wanted():  # whose bell was lost
                 self._want(session)
         except DatabaseUnavailable:
@@ -176,19 +184,23 @@ class Hosts:
 
     async def _renew_for_ever(self) -> None:
         while True:
-            await anyio.sleep(RENEW_S)
+            due = anyio.current_time() + self._leases.renew_s
             await self._renew()
+            await anyio.sleep_until(due)
 
     async def _renew(self) -> None:
         asked_at = self._clock()
         held = list(self._hosts.values())
         mine: set[Lease] | None = None
         try:
-            with anyio.fail_after(RENEW_S):
+            with anyio.fail_after(self._leases.renew_s):
                 mine = await self._leases.renew()
         except (DatabaseUnavailable, TimeoutError):
             log.warning("leases_not_renewed")
+            self._steady_since = math.inf
         if mine is not None:
+            if self._steady_since > asked_at or asked_at - self._renewed_at >= self._leases.lease_s:
+                self._steady_since = asked_at
             self._renewed_at = asked_at
             for host in held:
                 if host.lease not in mine:
@@ -202,8 +214,9 @@ class Hosts:
             for backend in self._registry:
                 backend.beat()
         else:
-            for host in held:
-                await host.suspend()
+            async with anyio.create_task_group() as ending:
+                for host in held:
+                    ending.start_soon(host.suspend)
 
     async def _hand_back(self, orphans: set[Lease]) -> None:
         """Leases that were taken while the database went away, so that nothing serves them."""

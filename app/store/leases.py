@@ -10,9 +10,9 @@ from app.store.database import Database
 from app.store.health import FRESH_S
 
 LEASE_S = 15.0
-"""Seconds that a lease lasts without renewal."""
-RENEW_S = 5.0
-"""Seconds between renewals: one statement for all of a process's sessions."""
+"""Seconds that a lease lasts without renewal, unless a setting says otherwise."""
+RENEWALS = 3
+"""Renewals in the time of one lease: each is one statement for all of a process's sessions."""
 GUARD_GRACE_S = 5.0
 """Seconds past the lease after which a child of the old host is surely gone."""
 
@@ -33,7 +33,7 @@ WITH free AS (
             SELECT FROM backend_health h
             WHERE h.backend = agent_sessions.backend AND h.seen_at > now() - make_interval(secs => :fresh)))
       AND ((wanted AND host IS NULL)
-           OR (host IS NOT NULL AND host_until < now() - make_interval(
+           OR (:expired AND host IS NOT NULL AND host_until < now() - make_interval(
                 secs => CASE WHEN backend = ANY(:mortal) OR NOT backend = ANY(:backends)
                              THEN :grace ELSE 0 END)))
     ORDER BY id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
@@ -57,16 +57,26 @@ class Leases:
     """This process's leases, in the database."""
 
     def __init__(
-        self, database: Database, replica: str, backends: Collection[str], mortal: Collection[str]
+        self,
+        database: Database,
+        replica: str,
+        backends: Collection[str],
+        mortal: Collection[str],
+        *,
+        lease_s: float = LEASE_S,
     ) -> None:
         """`mortal`: backends whose agents end with their host; these are taken over a little later."""
+        self.lease_s = lease_s
+        self.renew_s = lease_s / RENEWALS
         self._database = database
         self._replica = replica
         self._backends = list(backends)
         self._mortal = list(mortal)
 
-    async def claim(self, *, only: SessionKey | None = None, most: int = 100) -> list[Lease]:
-        """Take sessions with something to do that nobody hosts, and those whose host fell silent."""
+    async def claim(
+        self, *, only: SessionKey | None = None, expired: bool = True, most: int = 100
+    ) -> list[Lease]:
+        """Take sessions with something to do that nobody hosts, and if `expired` those of silent hosts."""
         async with self._database.begin() as db:
             rows = await db.execute(
                 _CLAIM,
@@ -74,9 +84,10 @@ class Leases:
                     "backends": self._backends,
                     "mortal": self._mortal,
                     "only": only,
+                    "expired": expired,
                     "most": most,
                     "replica": self._replica,
-                    "lease": LEASE_S,
+                    "lease": self.lease_s,
                     "grace": GUARD_GRACE_S,
                     "fresh": FRESH_S,
                 },
@@ -86,7 +97,7 @@ class Leases:
     async def renew(self) -> set[Lease]:
         """Renew every lease of this process, and say which it has."""
         async with self._database.begin() as db:
-            rows = await db.execute(_RENEW, {"replica": self._replica, "lease": LEASE_S})
+            rows = await db.execute(_RENEW, {"replica": self._replica, "lease": self.lease_s})
             return {Lease(SessionKey(key), generation) for key, generation in rows}
 
     async def release(self, lease: Lease, *, wanted: bool = False) -> None:

@@ -19,7 +19,7 @@ from app.domain.errors import DatabaseUnavailable
 from app.domain.events import MessageDelta, Notice, TurnCancelled, TurnCompleted
 from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
 from app.domain.text import clean
-from app.store import eventlog, leases, migrations, sessions
+from app.store import eventlog, migrations, sessions
 from app.store.bell import Bell, Wakeup
 from app.store.database import Address, Database, ring_after_commit
 from app.store.embedded import EmbeddedPostgres
@@ -742,4 +742,3 @@ async def test_database_that_is_away_says_so(database_address: Address) -> None:
         with pytest.raises(DatabaseUnavailable):
             await store.session("s-1")
         assert not await store.database.is_up()
-    assert leases.LEASE_S > 2 * leases.RENEW_S
