@@ -166,6 +166,8 @@ class Prompt:
     attempt: str
     text: str
     attachments: Sequence[Attachment] = ()
+    may_leave: Callable[[], bool] = lambda: True
+    """Asked right before the write, if something was waited for before it; false: it is not delivered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Delivery:
                 message_id=prompt.attempt,
                 images=images or None,
                 attachments=texts or None,
-                before_write=self.written.set,
+                before_write=lambda: self._leave(prompt),
             )
         except errors.NotSent as error:
             self.failure = SendFailed(str(error), delivered="no", retriable=True)
@@ -74,6 +74,12 @@ class Delivery:
             if not self.written.is_set() and self.failure is None:
                 self.failure = SendFailed("the agent was let go", delivered="no", retriable=True)
             self.written.set()
+
+    def _leave(self, prompt: Prompt) -> None:
+        """The prompt leaves now: nothing is waited for between this and the socket."""
+        if not prompt.may_leave():
+            raise errors.NotSent("the session's lease ran out before the prompt was sent")
+        self.written.set()
 
     async def _refused(self, error: errors.Refused) -> None:
         """The daemon said no; some of its texts are no refusal, and the turn may run all the same."""

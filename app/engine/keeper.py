@@ -37,8 +37,8 @@ class Keeper:
         self.agent: Agent | None = None
 
     def stall(self, stalled: bool) -> None:
-        """The database does not answer, or does again."""
-        if self.agent is not None:
+        """The database does not answer, or does again. What a backend can tell again is not read meanwhile."""
+        if self.agent is not None and not self._hosted.backend.capabilities.replays:
             self.agent.reports.stall(stalled)
 
     @property
@@ -84,7 +84,7 @@ class Keeper:
     def _hold(self, agent: Agent) -> Agent:
         self.agent = agent
         agent.reports.on_arrival = self._hosted.wake
-        agent.reports.stall(self._hosted.events.stalled)
+        self.stall(self._hosted.events.stalled)
         return agent
 
     async def load(self, attempt: OpenAttempt | None = None) -> Agent:

@@ -59,6 +59,8 @@ RETRY_BASE_S, RETRY_MAX_S = 0.5, 30.0
 """Bounds of the pause before an attempt is repeated; doubled each time, with jitter."""
 REPEAT_S = 5.0
 """Seconds after which an answer of ours (a time-out's, the policy's) that was not taken is sent again."""
+LEASE_LOOK_S = 1.0
+"""Seconds between two looks whether a lease that ran out was renewed after all."""
 POSTPONE_S = 2.0
 """Seconds before a queued turn looks again for a backend that is down."""
 
@@ -285,6 +287,7 @@ class Runner:
                     attempt=attempt_name(turn),
                     text=turn.request.prompt,
                     attachments=[_attachment(part) for part in turn.request.attachments],
+                    may_leave=self._rules.may_act,
                 )
             )
         except SendFailed as error:
@@ -504,6 +507,8 @@ class Runner:
 
     def next_clock(self) -> float:
         """When something is due even if nothing happens; monotonic."""
+        if not self._may_act:
+            return time.monotonic() + LEASE_LOOK_S
         due = [time.monotonic() + 3600.0, *(queued.until for queued in self.queue)]
         run = self.run
         if run is not None:
@@ -526,7 +531,14 @@ class Runner:
             due.append(max(self._settled_at, self._postponed_until))
         return min(due)
 
+    @property
+    def _may_act(self) -> bool:
+        """Whether the lease holds: without it the agent is another host's."""
+        return not self.suspended and self._rules.may_act()
+
     async def tick(self) -> None:
+        if not self._may_act:
+            return
         now = time.monotonic()
         for queued in list(self.queue):
             if queued.until <= now:
@@ -550,7 +562,7 @@ class Runner:
             run.finish(run.held[0], told)
             await self._commit_told(told)
             return
-        if run.lost_cause is not None and self.suspended is False:
+        if run.lost_cause is not None:
             told = Told()
             run.expire_all(told)
             run.finish(run.lost(run.lost_cause), told)
