@@ -181,6 +181,10 @@ async def _serve_house(
 
     async def say_goodbye() -> None:
         await stop.wait()
+        house.rooms.lifecycle.leave()
+        if settings.database_url is not None:  # with the embedded one there is nobody to hand over to
+            server.config.encoded_headers.append((b"connection", b"close"))
+            await anyio.sleep(settings.timing.unready_s)
         house.rooms.lifecycle.drain()
         with anyio.move_on_after(FAREWELL_S):
             await house.rooms.streams.all_closed()

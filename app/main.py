@@ -111,7 +111,7 @@ class House:
         self._tasks = tasks
         self._drain_s = drain_s
         self._left = anyio.Event()
-        rooms.lifecycle.on_drain.append(self._begin_to_leave)
+        rooms.lifecycle.on_leave.append(self._begin_to_leave)
 
     def _begin_to_leave(self) -> None:
         self._tasks.start_soon(self._leave, name="leave")
@@ -198,7 +198,7 @@ async def _furnished(
             heartbeat_s=settings.timing.heartbeat_s,
             rotate_s=settings.timing.rotate_s,
         )
-        sessions_ = Sessions(database, registry)
+        sessions_ = Sessions(database, registry, lifecycle)
         rooms = Rooms(
             sessions=sessions_,
             ensuring=Ensuring(
@@ -218,7 +218,7 @@ async def _furnished(
                 prompt_bytes=settings.limits.prompt_bytes,
                 attachments=settings.limits.attachments,
             ),
-            permissions=Permissions(database),
+            permissions=Permissions(database, lifecycle),
             feed=feed,
             streams=Streams(per_key=settings.limits.streams_per_key, total=settings.limits.streams),
             keys=keys,

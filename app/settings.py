@@ -129,6 +129,9 @@ class Timing(_Strict):
     """Between two looks at each backend."""
     drain_s: float = Field(4, ge=0)
     """What running ACP turns get at SIGTERM; well below the orchestrator's kill delay."""
+    unready_s: float = Field(2, ge=0)
+    """How long after SIGTERM requests are still taken while `/readyz` says 503; above the interval of a load
+    balancer's health checks. Only with DATABASE_URL: else there is nobody to hand over to."""
     lease_s: float = Field(15, ge=1)
     """How long a session stays a silent replica's before another takes it over; the same on all of them."""
     session_idle_s: float = Field(1800, gt=0)

@@ -106,12 +106,12 @@ async def get_livez() -> ProbeView:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ProbeView, "description": "Takes no work now"}})
 async def get_readyz(rooms: RoomsDep, response: Response) -> ProbeView:
-    """Whether this replica takes work: its database answers, and it is not draining."""
+    """Whether this replica takes work: its database answers, and it is not leaving."""
     if await rooms.healths.is_ready():
         return ProbeView(status="ok")
     response.status_code = 503
     response.headers["Retry-After"] = "2"
-    detail = "draining" if rooms.lifecycle.draining else "the database does not answer"
+    detail = "draining" if rooms.lifecycle.leaving else "the database does not answer"
     return ProbeView(status="unready", detail=detail)
 
 

@@ -147,7 +147,13 @@ async def get_session(session_id: SessionPath, caller: Reader, rooms: RoomsDep) 
 @router.patch(
     "/sessions/{session_id}",
     responses=problems(
-        SessionNotFound, SessionIsClosed, UnsupportedByBackend, BackendIsDown, BackendFailed, Forbidden
+        SessionNotFound,
+        SessionIsClosed,
+        UnsupportedByBackend,
+        BackendIsDown,
+        BackendFailed,
+        Forbidden,
+        Draining,
     ),
 )
 async def change_session(

@@ -128,7 +128,7 @@ async def _stream_answer(
         headers["Idempotent-Replayed"] = "true"
 
     async def lost() -> None:
-        if not rooms.lifecycle.draining:
+        if not rooms.lifecycle.leaving:
             await rooms.turns.request_cancel(caller.owner, turn.id, "disconnect")
 
     return EventStream(

@@ -240,7 +240,9 @@ class Ensuring:
                 await sessions.want(db, session.key)
             else:
                 number = await intents.write(db, session.key, "open", {})
-        intent = await wait_for(self._database, session.key, number, self._ensure_s)
+        intent = await wait_for(self._database, self._lifecycle, session.key, number, self._ensure_s)
+        if intent is None and self._lifecycle.draining:
+            raise Draining
         if intent is None or (intent.result is None and intent.error is None):
             raise BackendIsDown(detail="the backend is still making the agent; ensure the session again")
         if intent.error is not None:

@@ -53,7 +53,7 @@ class Feed:
         self._resting: OrderedDict[Wakeup, float] = OrderedDict()
         """Who waits for the bell, and when its heartbeat is due; who began to wait first stands first."""
         events.on_stall.append(lambda _: database.bell.ring_all())
-        lifecycle.on_drain.append(database.bell.ring_all)
+        lifecycle.on_leave.append(database.bell.ring_all)
         database.bell.watch_keys(self._keys_changed)
 
     @property
@@ -164,7 +164,7 @@ class Feed:
             if following.moved:
                 yield Moved(after)
             while True:
-                if self._lifecycle.draining:
+                if self._lifecycle.leaving:
                     yield Closing("draining")
                     return
                 try:
@@ -251,7 +251,7 @@ class Feed:
         stalled = False
         with self._database.bell.watch(rang):
             while True:
-                if self._lifecycle.draining:
+                if self._lifecycle.leaving:
                     yield Closing("draining")
                     return
                 try:

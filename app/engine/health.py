@@ -126,8 +126,8 @@ class Healths:
         )
 
     async def is_ready(self) -> bool:
-        """Whether this process takes work: the database answers, and it is not draining."""
-        if self._lifecycle.draining:
+        """Whether this process takes work: the database answers, and it is not leaving."""
+        if self._lifecycle.leaving:
             return False
         with anyio.move_on_after(3.0):
             return await self._database.is_up()

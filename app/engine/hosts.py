@@ -145,6 +145,9 @@ class Hosts:
 
     async def _start_each(self, leases: list[Lease], tasks: TaskGroup) -> None:
         for lease in leases:
+            if self._leaving:  # they were claimed while that was decided
+                await self._leases.release(lease, wanted=True)
+                continue
             async with self._database.begin() as db:
                 session = await sessions.by_key(db, lease.session)
             if session is None:

@@ -24,6 +24,7 @@ from app.domain.errors import (
     UnsupportedByBackend,
 )
 from app.domain.ids import SessionKey
+from app.engine.lifecycle import Lifecycle
 from app.store import intents
 from app.store.database import Database
 from app.store.intents import Intent
@@ -69,10 +70,13 @@ def raise_described(error: Mapping[str, Any]) -> None:
     raise cls(detail=detail)  # type: ignore[call-arg]  # every class of the table has a detail
 
 
-async def wait_for(database: Database, session: SessionKey, number: UUID, timeout_s: float) -> Intent | None:
-    """The intent once it is done; null if that took too long."""
-    with anyio.move_on_after(timeout_s), database.bell.listen(session) as wakeup:
+async def wait_for(
+    database: Database, lifecycle: Lifecycle, session: SessionKey, number: UUID, timeout_s: float
+) -> Intent | None:
+    """The intent once it is done; null if that took too long, or this process cannot wait any longer."""
+    with anyio.move_on_after(timeout_s) as patience, database.bell.listen(session) as wakeup:
         while True:
+            patience.deadline = min(patience.deadline, lifecycle.answer_by)
             async with database.begin() as db:
                 intent = await intents.get(db, number)
             if intent is None or intent.done:

@@ -37,7 +37,7 @@ class Keeper:
         self.agent: Agent | None = None
 
     def stall(self, stalled: bool) -> None:
-        """The database does not answer, or does again. What a backend can tell again is not read meanwhile."""
+        """The database does not answer, or does again; what can be told again is not read on meanwhile."""
         if self.agent is not None and not self._hosted.backend.capabilities.replays:
             self.agent.reports.stall(stalled)
 

@@ -11,6 +11,7 @@ from app.domain.errors import (
 from app.domain.ids import Owner, PermissionId, SessionId
 from app.domain.keys import Principal
 from app.domain.permissions import WAITING, Permission, PermissionStatus, Response
+from app.engine.lifecycle import Lifecycle
 from app.store import permissions, sessions
 from app.store.database import Database
 from app.store.paging import Page
@@ -22,8 +23,9 @@ ANSWER_S = 8.0
 class Permissions:
     """The use-cases on permissions, within the caller's owner."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lifecycle: Lifecycle) -> None:
         self._database = database
+        self._lifecycle = lifecycle
 
     async def get(self, owner: Owner, permission_id: PermissionId) -> Permission:
         """The permission.
@@ -70,8 +72,9 @@ class Permissions:
                 taken = await permissions.answer(db, permission_id, response, caller.actor)
                 if taken:
                     await sessions.want(db, permission.session)
-            with anyio.move_on_after(ANSWER_S):
+            with anyio.move_on_after(ANSWER_S) as patience:
                 while True:
+                    patience.deadline = min(patience.deadline, self._lifecycle.answer_by)
                     permission = await self.get(caller.owner, permission_id)
                     if permission.status not in WAITING:
                         break

@@ -10,6 +10,7 @@ import structlog
 from app.backends.registry import Registry
 from app.domain.errors import (
     BackendIsDown,
+    Draining,
     Forbidden,
     SessionIsClosed,
     UnsupportedByBackend,
@@ -27,6 +28,7 @@ from app.domain.sessions import (
 )
 from app.domain.turns import Turn
 from app.engine.intents import raise_described, wait_for
+from app.engine.lifecycle import Lifecycle
 from app.store import eventlog, health, intents, permissions, sessions, turns
 from app.store.database import Database, Transaction
 from app.store.paging import Page
@@ -52,9 +54,10 @@ class Snapshot:
 class Sessions:
     """The use-cases on sessions, within the caller's owner."""
 
-    def __init__(self, database: Database, registry: Registry) -> None:
+    def __init__(self, database: Database, registry: Registry, lifecycle: Lifecycle) -> None:
         self._database = database
         self._registry = registry
+        self._lifecycle = lifecycle
 
     # Read.
 
@@ -147,7 +150,9 @@ class Sessions:
                     raise UnsupportedByBackend(detail=f"{session.backend} has no settings to change")
                 number = await intents.write(db, session.key, "configure", at_backend)
         if number is not None:  # first the part that may be refused: a refusal changes nothing
-            intent = await wait_for(self._database, session.key, number, WAIT_S)
+            intent = await wait_for(self._database, self._lifecycle, session.key, number, WAIT_S)
+            if intent is None and self._lifecycle.draining:
+                raise Draining
             if intent is None:
                 raise BackendIsDown(detail="the session's host has not answered yet")
             if intent.error is not None:
@@ -198,7 +203,7 @@ class Sessions:
             number = same[0].id if same else await intents.write(db, session.key, "close", body)
             running = session.current_turn_id is not None
         if not (mode == "drain" and running):
-            await wait_for(self._database, session.key, number, WAIT_S)
+            await wait_for(self._database, self._lifecycle, session.key, number, WAIT_S)
         async with self._database.begin() as db:
             session = await sessions.get(db, owner, session_id)
         return session, session.status == "closed"

@@ -198,10 +198,11 @@ class Turns:
     async def wait(self, owner: Owner, turn_id: TurnId, timeout_s: float) -> Turn:
         """The turn once it has ended, or as it stands after that time."""
         turn = await self.get(owner, turn_id)
-        with anyio.move_on_after(timeout_s), self._database.bell.listen(turn.session) as wakeup:
+        with anyio.move_on_after(timeout_s) as patience, self._database.bell.listen(turn.session) as wakeup:
             while True:
+                patience.deadline = min(patience.deadline, self._lifecycle.answer_by)
                 turn = await self.get(owner, turn_id)
-                if turn.is_ended or self._lifecycle.draining:
+                if turn.is_ended:
                     return turn
                 with anyio.move_on_after(2.0):  # covers a lost bell
                     await wakeup.wait()
