@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import quote
 
 import anyio
 import asyncpg
@@ -17,7 +17,7 @@ import pytest
 from app.store.database import Address
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
 from app.store.migrations import migrate
-from tests.house import House, open_house
+from tests.house import House, open_house, url_of
 
 _numbers = count(1)
 _TEMPLATE = "alameda_template"
@@ -83,9 +83,8 @@ async def _connect(server: EmbeddedPostgres, database: str) -> "asyncpg.Connecti
     return await asyncpg.connect(**_address(server, database).arguments)
 
 
-@pytest.fixture
-async def database_address(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
-    """A database of the test's own, with the schema in it."""
+@asynccontextmanager
+async def _new_database(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     admin = await _connect(postgres, postgres.database)
     try:
@@ -97,13 +96,23 @@ async def database_address(postgres: EmbeddedPostgres) -> AsyncIterator[Address]
 
 
 @pytest.fixture
+async def database_address(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
+    """A database of the test's own, with the schema in it."""
+    async with _new_database(postgres) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+async def shared_address(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
+    """A database that the tests of one file share."""
+    async with _new_database(postgres) as address:
+        yield address
+
+
+@pytest.fixture
 def database_url(database_address: Address) -> str:
     """The same database as a URL."""
-    found = database_address.arguments
-    return (
-        f"postgresql://{found['user']}:{quote(found['password'], safe='')}@/{found['database']}"
-        f"?host={quote(found['host'], safe='')}&port={found['port']}"
-    )
+    return url_of(database_address)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import asyncpg
@@ -100,6 +101,15 @@ async def dump(address: Address, *without: str) -> dict[str, list[str]]:
         return found
     finally:
         await connection.close()
+
+
+def url_of(address: Address) -> str:
+    """The address as a URL."""
+    found = address.arguments
+    return (
+        f"postgresql://{found['user']}:{quote(found['password'], safe='')}@/{found['database']}"
+        f"?host={quote(found['host'], safe='')}&port={found['port']}"
+    )
 
 
 @dataclass
