@@ -201,10 +201,12 @@ class Hosts:
         except (DatabaseUnavailable, TimeoutError):
             log.warning("leases_not_renewed")
             self._steady_since = math.inf
+            self._stall(True)  # also of those whose host waits to read and so writes nothing
         if mine is not None:
             if self._steady_since > asked_at or asked_at - self._renewed_at >= self._leases.lease_s:
                 self._steady_since = asked_at
             self._renewed_at = asked_at
+            self._stall(self._events.stalled)
             for host in held:
                 if host.lease not in mine:
                     host.fence()

@@ -1,0 +1,79 @@
+"""The way to a database, which a test can cut and mend."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream, SocketAttribute, SocketStream
+
+from app.store.database import Address
+from tests.house import url_of
+
+
+class Cable:
+    """Passes connections on to PostgreSQL's socket. Cut, it drops all and takes no new one."""
+
+    def __init__(self, address: Address) -> None:
+        arguments = address.arguments
+        self._socket = f"{arguments['host']}/.s.PGSQL.{arguments['port']}"
+        self._address = address
+        self._scopes: set[anyio.CancelScope] = set()
+        self.port = 0
+        """Where it listens."""
+        self.is_cut = False
+
+    @property
+    def url(self) -> str:
+        """The database behind the cable."""
+        return url_of(Address(arguments={**self._address.arguments, "host": "127.0.0.1", "port": self.port}))
+
+    def cut(self) -> None:
+        """The database is out of reach from now on."""
+        self.is_cut = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    def mend(self) -> None:
+        """It can be reached again."""
+        self.is_cut = False
+
+    async def pass_on(self, client: SocketStream) -> None:
+        """Serve one connection."""
+        async with client:
+            if self.is_cut:
+                return
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                async with (
+                    await anyio.connect_unix(self._socket) as server,
+                    anyio.create_task_group() as both,
+                ):
+
+                    async def up() -> None:
+                        await _pump(client, server)
+                        both.cancel_scope.cancel()
+
+                    both.start_soon(up)
+                    await _pump(server, client)
+                    both.cancel_scope.cancel()
+            self._scopes.discard(scope)
+
+
+async def _pump(source: ByteReceiveStream, sink: ByteSendStream) -> None:
+    with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async for data in source:
+            await sink.send(data)
+
+
+@asynccontextmanager
+async def cable_to(address: Address) -> AsyncIterator[Cable]:
+    """A cable to a database."""
+    cable = Cable(address)
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        cable.port = listener.extra(SocketAttribute.local_port)
+        tasks.start_soon(listener.serve, cable.pass_on)
+        yield cable
+        tasks.cancel_scope.cancel()
