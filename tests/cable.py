@@ -24,8 +24,9 @@ class Cable:
 
     @property
     def url(self) -> str:
-        """The database behind the cable."""
-        return url_of(Address(arguments={**self._address.arguments, "host": "127.0.0.1", "port": self.port}))
+        """The database behind the cable. Without TLS, as PostgreSQL's own socket has none either."""
+        where = Address(arguments={**self._address.arguments, "host": "127.0.0.1", "port": self.port})
+        return f"{url_of(where)}&sslmode=disable"
 
     def cut(self) -> None:
         """The database is out of reach from now on."""

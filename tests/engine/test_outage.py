@@ -50,7 +50,7 @@ async def beats(stream: Stream, count: int) -> None:
 async def outlast_the_lease(stream: Stream) -> None:
     """Return when the lease has run out, and some renewals have failed after that."""
     await stream.until("stream.stalled")
-    await beats(stream, int(2.5 * LEASE_S / TIMING.heartbeat_s))
+    await beats(stream, int(1.75 * LEASE_S / TIMING.heartbeat_s))
 
 
 def text_of(frames: list[Frame]) -> str:
@@ -78,14 +78,14 @@ async def test_paseo_turn_is_taken_up_from_its_cursor_when_the_database_is_back(
     async with Twin() as twin, cut_off(database_address, folder, backends=paseo(twin)) as (house, cable):
         await house.ensure("s", agent="scripted")
         async with house.stream(STREAM) as stream:
-            turn = await house.prompt("s", "chunks 400 20 5")
+            turn = await house.prompt("s", "chunks 300 20 5")
             await stream.until("message.delta")
             cable.cut()
             await outlast_the_lease(stream)
             cable.mend()
             frames = await stream.until("turn.completed")
         assert_told_in_order(frames)
-        assert plain(text_of(frames)) == chunks(400)
+        assert plain(text_of(frames)) == chunks(300)
         assert_ended_once(await house.log("s"), turn["turn_id"])
         assert twin.record.count("send_agent_message_request") == 1
 
@@ -101,13 +101,13 @@ async def test_paseo_turn_of_a_host_that_is_cut_off_is_told_on_by_another(
     ):
         await house.ensure("s", agent="scripted")
         async with house.stream(STREAM) as here, other.stream(STREAM) as there:
-            turn = await house.prompt("s", "chunks 400 20 5")
+            turn = await house.prompt("s", "chunks 300 20 5")
             await there.until("message.delta")
             cable.cut()
             frames = await there.until("turn.completed")
             cable.mend()
             seen = await here.until("turn.completed")
-        assert plain(text_of(frames)) == chunks(400)
+        assert plain(text_of(frames)) == chunks(300)
         assert_unbroken(frames)
         assert_told_in_order(seen)
         assert [f.raw for f in durable(seen)] == [f.raw for f in durable(frames)]
