@@ -213,6 +213,7 @@ async def _furnished(
                 database,
                 registry,
                 lifecycle,
+                tasks=tasks,
                 turns_per_owner=settings.limits.turns_per_owner,
                 queue_per_session=settings.limits.queue_per_session,
                 prompt_bytes=settings.limits.prompt_bytes,

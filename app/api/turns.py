@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -21,6 +22,7 @@ from app.domain.errors import (
     BackendIsDown,
     BackendNotFound,
     BackendSessionLost,
+    DatabaseUnavailable,
     Draining,
     IdempotencyKeyReused,
     InvalidCursor,
@@ -112,7 +114,8 @@ async def _answer(rooms: Rooms, caller: Principal, admit: Admit, *, stream: bool
             raise
     turn, replayed = await admit()
     if wait_s:
-        turn = await rooms.turns.wait(caller.owner, turn.id, wait_s)
+        with suppress(DatabaseUnavailable):  # it is admitted, whatever becomes of the wait
+            turn = await rooms.turns.wait(caller.owner, turn.id, wait_s)
     return _turn_answer(turn, replayed=replayed, waited_s=wait_s)
 
 
@@ -129,7 +132,7 @@ async def _stream_answer(
 
     async def lost() -> None:
         if not rooms.lifecycle.leaving:
-            await rooms.turns.request_cancel(caller.owner, turn.id, "disconnect")
+            rooms.turns.cancel_soon(caller.owner, turn.id, "disconnect")
 
     return EventStream(
         encoded(steps, following.session_id),

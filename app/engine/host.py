@@ -10,6 +10,7 @@ import time
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from app.backends.base import Backend, BackendError
 from app.domain.errors import PathNotAllowed, SessionIsClosed
@@ -44,13 +45,17 @@ class Host:
         database: Database,
         events: EventLog,
         rules: Rules,
+        *,
+        tasks: TaskGroup,
     ) -> None:
         self.lease = lease
         self._rules = rules
         self._wakeup = anyio.Event()
         self._look_due = True
         self._fenced = False
-        self._hosted = Hosted(lease, session, backend, database, events, wake=self.wake, look=self.look)
+        self._hosted = Hosted(
+            lease, session, backend, database, events, wake=self.wake, look=self.look, tasks=tasks
+        )
         self._keeper = Keeper(self._hosted)
         self._runner = Runner(self._hosted, self._keeper, rules)
 
@@ -113,6 +118,7 @@ class Host:
                     self._look_due = False
                     if not await self._look():
                         return
+                await self._runner.take_answers()
                 await self._runner.relay()
                 await self._runner.tick()
                 if self._is_done():
@@ -180,6 +186,8 @@ class Host:
 
     async def _act(self, intent: Intent) -> None:
         try:
+            if intent.kind != "close":
+                await self._runner.regain_sight()
             match intent.kind:
                 case "open":
                     await self._keeper.open(intent)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from anyio.abc import TaskGroup
+
 from app.backends.base import Backend
 from app.domain.sessions import Session
 from app.store import intents, sessions
@@ -27,8 +29,12 @@ class Hosted:
         *,
         wake: Callable[[], None],
         look: Callable[[], None],
+        tasks: TaskGroup,
     ) -> None:
-        """`wake` makes the host's loop go round, `look` makes it read what is wanted as well."""
+        """`wake` makes the host's loop go round, `look` makes it read what is wanted as well.
+
+        `tasks` are the process's; one that raises ends it.
+        """
         self.lease = lease
         self.session = session
         self.backend = backend
@@ -36,6 +42,7 @@ class Hosted:
         self.events = events
         self.wake = wake
         self.look = look
+        self.tasks = tasks
         self.used_at = time.monotonic()
         """Monotonic time of the last thing that was to do."""
 

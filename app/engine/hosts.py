@@ -153,7 +153,7 @@ class Hosts:
             if session is None:
                 continue
             backend = self._registry.get(session.backend) or AbsentBackend(session.backend)
-            host = Host(lease, session, backend, self._database, self._events, self)
+            host = Host(lease, session, backend, self._database, self._events, self, tasks=tasks)
             self._hosts[lease.session] = host
             tasks.start_soon(self._serve, host, name=f"host {lease.session}")
 

@@ -61,7 +61,8 @@ class Permissions:
             BackendIsDown: the backend has not taken it; it is still pending.
         """
         permission = await self.get(caller.owner, permission_id)
-        _refuse_resolved(permission)
+        if permission.status not in WAITING:
+            _refuse_resolved(permission)
         if response.option_id is not None and response.option_id not in {
             option.option_id for option in permission.options
         }:
@@ -88,7 +89,7 @@ class Permissions:
             _refuse_resolved(permission)
         if permission.status in WAITING:
             raise BackendIsDown(detail="the backend has not resolved it yet")
-        if permission.status in ("expired", "cancelled"):
+        if permission.status in ("expired", "cancelled") or permission.by == "backend":
             _refuse_resolved(permission)
         return permission
 

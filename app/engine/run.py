@@ -163,7 +163,8 @@ class Run:
     @property
     def idle_clock_runs(self) -> bool:
         """Whether silence means something: it does not while a person is asked or a tool runs."""
-        return self.status is TurnStatus.RUNNING and not self.transcript.has_open_call
+        is_watched = self.status in (TurnStatus.RUNNING, TurnStatus.RECONCILING)
+        return is_watched and not self.transcript.has_open_call
 
     def allows_on_timeout(self, waiting: Waiting) -> bool:
         """What is answered for a person who did not; a question is never answered so."""
@@ -345,10 +346,10 @@ class Run:
         waiting = self.waiting.pop(request, None)
         if waiting is None:
             return
-        by: ResolvedBy = waiting.sent[2] if waiting.sent else "backend"
-        actor = waiting.sent[3] if waiting.sent else None
-        if outcome == "cancelled":  # nobody's answer: the backend takes it back, for its turn is ending
-            by, actor = "turn_end", None
+        by: ResolvedBy = "turn_end" if outcome == "cancelled" else "backend"
+        actor = None
+        if waiting.sent is not None and waiting.sent[0] == outcome:
+            _, _, by, actor = waiting.sent
         told.events.append(_resolution(waiting, outcome, option_id, by, actor))
         if self.held is not None:
             if not any(other.sent for other in self.waiting.values()):

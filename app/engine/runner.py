@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from app.backends.base import (
 from app.domain.events import (
     Error,
     Limit,
+    ResolvedBy,
     Terminal,
     TurnFailed,
     TurnRetrying,
@@ -96,6 +98,18 @@ class Queued:
     """Monotonic time of its queue time-out."""
 
 
+@dataclass
+class SentAnswer:
+    """An answer to a permission, on its way to the backend or back from there."""
+
+    waiting: Waiting
+    by: ResolvedBy
+    expires_at: float | None
+    """When the permission times out if the answer is not taken."""
+    stops: bool
+    error: BackendError | None = None
+
+
 class Runner:
     """Runs a session's turns."""
 
@@ -110,6 +124,7 @@ class Runner:
         """Monotonic time at which a turn that ends with us is ended, once the process is going."""
         self.suspended = False
         """Whether the lease ran out unrenewed."""
+        self._answered: deque[SentAnswer] = deque()
         self._outside = Transcript()
         self._settled_at = 0.0
         self._retry_at: float | None = None
@@ -182,6 +197,18 @@ class Runner:
             self._postponed_until = 0.0
         await self._commit_told(told)
 
+    async def regain_sight(self) -> None:
+        """See a turn again that an earlier host had started, before anything else loads its agent.
+
+        Raises:
+            BackendUnavailable: not now.
+        """
+        run = self.run
+        if run is not None and run.status is TurnStatus.RECONCILING and self._keeper.agent is None:
+            await self._find_again(run)
+            if self.run is run and self._keeper.agent is None:
+                raise BackendUnavailable("the backend cannot be reached, and a turn waits for it")
+
     async def _find_again(self, run: Run) -> None:
         """Have the backend find out what became of a turn whose last host is gone; reports tell the rest."""
         try:
@@ -211,8 +238,8 @@ class Runner:
         if agent is None:
             return
         await self.relay()
-        if self._keeper.agent is not agent:  # it has ended again meanwhile
-            return
+        if self._keeper.agent is not agent or self.queue[0].until <= time.monotonic():
+            return  # it has ended again meanwhile, or this took too long
         if self._foreign_busy:
             if turn.request.multitask_strategy == "interrupt":
                 await agent.interrupt()
@@ -321,6 +348,11 @@ class Runner:
         agent = await self._agent_for(self.run.turn)
         if agent is None or self.run is None:
             return
+        await self.relay()
+        if self._foreign_busy or self._keeper.agent is not agent:
+            self._retry_at = time.monotonic() + POSTPONE_S
+            return
+        self.run.delivered = "unknown"
         started = await self._hosted.database.retrying(partial(self._commit_start, self.run.turn))
         if started is None:  # somebody has cancelled it meanwhile
             self._retry_at = time.monotonic() + POSTPONE_S
@@ -446,22 +478,28 @@ class Runner:
 
     async def respond(self, permission: Permission, response: Response) -> None:
         """Send a person's answer, once."""
+        await self.relay()  # somebody else may have been first
         run = self.run
         waiting = run.waiting.get(permission.request) if run is not None else None
         if waiting is None or waiting.id != permission.id or waiting.sent is not None:
             return
+        by: ResolvedBy = "caller" if waiting.for_person else "policy"
         stops = response.interrupt and response.outcome == "deny"
-        if stops:
-            self.ask_to_stop("permission")
         await self._answer(
-            waiting, response.outcome == "allow", "caller", permission.actor, response=response
+            waiting, response.outcome == "allow", by, permission.actor, response=response, stops=stops
         )
-        if stops and run is not None and run.stop is not None and run.stop.rung is None:
-            await self._climb(run, run.stop)  # at once: the agent may be quick to end by itself
 
     async def _answer(
-        self, waiting: Waiting, allow: bool, by: Any, actor: str | None, *, response: Response | None = None
+        self,
+        waiting: Waiting,
+        allow: bool,
+        by: ResolvedBy,
+        actor: str | None,
+        *,
+        response: Response | None = None,
+        stops: bool = False,
     ) -> None:
+        """Send an answer, once. `stops`: the turn is to end once the backend has taken it."""
         if waiting.sent is not None:
             return
         if self._keeper.agent is None:
@@ -479,17 +517,46 @@ class Runner:
             updated_input=response.updated_input if response is not None else None,
             answers=response.answers if response is not None else None,
         )
+        sent = SentAnswer(waiting, by, expires_at, stops=stops)
+        self._hosted.tasks.start_soon(self._send_answer, self._keeper.agent, answer, sent)
+
+    async def _send_answer(self, agent: Agent, answer: Answer, sent: SentAnswer) -> None:
+        """A task of its own: the backend may take seconds, for which no end of a turn has to wait."""
         try:
-            await self._keeper.agent.answer(waiting.request, answer)
+            await agent.answer(sent.waiting.request, answer)
         except BackendError as error:
-            log.warning("answer_not_taken", error=type(error).__name__)
-            waiting.sent = None
-            waiting.expires_at = expires_at if by == "caller" else time.monotonic() + REPEAT_S
-            if isinstance(error, NotPending):  # what counted comes with the reports
-                return
-            await self._reopen(waiting, str(error) if isinstance(error, BackendRejected) else None)
-            if isinstance(error, BackendRejected) and by == "policy":
+            sent.error = error
+        except Exception:
+            log.exception("answer_crashed")
+            sent.error = BackendUnavailable("the adapter failed")
+        self._answered.append(sent)
+        self._hosted.wake()
+
+    async def take_answers(self) -> None:
+        """Do what follows from the answers that were sent and are through, or were not taken."""
+        while self._answered:
+            sent = self._answered.popleft()
+            if sent.error is not None:
+                await self._not_taken(sent, sent.error)
+            elif sent.stops:
                 self.ask_to_stop("permission")
+                if self.run is not None and self.run.stop is not None and self.run.stop.rung is None:
+                    await self._climb(self.run, self.run.stop)  # at once: it may be quick to end by itself
+
+    async def _not_taken(self, sent: SentAnswer, error: BackendError) -> None:
+        log.warning("answer_not_taken", error=type(error).__name__)
+        waiting, is_refused = sent.waiting, isinstance(error, BackendRejected)
+        if not isinstance(error, NotPending):
+            await self.relay()  # another client may have been first
+        if self.run is None or self.run.waiting.get(waiting.request) is not waiting:
+            return
+        waiting.sent = None
+        waiting.expires_at = sent.expires_at if sent.by == "caller" else time.monotonic() + REPEAT_S
+        if isinstance(error, NotPending):  # what counted comes with the reports
+            return
+        await self._reopen(waiting, str(error) if is_refused else None)
+        if is_refused and sent.by == "policy":
+            self.ask_to_stop("permission")
 
     async def _reopen(self, waiting: Waiting, refusal: str | None) -> None:
         """The answer did not reach the agent: the permission is pending again."""

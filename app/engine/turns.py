@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
 import msgspec
 import structlog
+from anyio.abc import TaskGroup
 
 from app.backends.registry import Registry
 from app.domain.errors import (
@@ -20,6 +23,7 @@ from app.domain.errors import (
     SessionBusy,
     SessionIsClosed,
     TurnNotEnded,
+    TurnNotFound,
     UnsupportedByBackend,
     ValidationFailed,
 )
@@ -63,6 +67,7 @@ class Turns:
         registry: Registry,
         lifecycle: Lifecycle,
         *,
+        tasks: TaskGroup,
         turns_per_owner: int,
         queue_per_session: int,
         prompt_bytes: int,
@@ -71,6 +76,7 @@ class Turns:
         self._database = database
         self._registry = registry
         self._lifecycle = lifecycle
+        self._tasks = tasks
         self._turns_per_owner = turns_per_owner
         self._queue_per_session = queue_per_session
         self._prompt_bytes = prompt_bytes
@@ -219,6 +225,14 @@ class Turns:
             if not turn.is_ended:
                 await sessions.want(db, turn.session)
 
+    def cancel_soon(self, owner: Owner, turn_id: TurnId, cause: CancelCause) -> None:
+        """Have the turn stopped by a task of the process, which waits for a database that is away."""
+        self._tasks.start_soon(self._cancel_whatever_happens, owner, turn_id, cause)
+
+    async def _cancel_whatever_happens(self, owner: Owner, turn_id: TurnId, cause: CancelCause) -> None:
+        with suppress(TurnNotFound):
+            await self._database.retrying(partial(self.request_cancel, owner, turn_id, cause))
+
     async def cancel(self, owner: Owner, turn_id: TurnId, cause: CancelCause = "caller") -> Turn:
         """Have the turn stopped, and wait a while for its end."""
         before = await self.get(owner, turn_id)
@@ -226,6 +240,8 @@ class Turns:
             return replace(before, cancel_outcome=before.cancel_outcome or "already_ended")
         await self.request_cancel(owner, turn_id, cause)
         turn = await self.wait(owner, turn_id, CANCEL_S)
+        if turn.status is TurnStatus.INDETERMINATE:
+            return replace(turn, cancel_outcome="unconfirmed")
         if turn.is_ended and turn.started_at is not None and turn.cancel_outcome is None:
             return replace(turn, cancel_outcome="already_ended")  # its own end was faster
         return turn

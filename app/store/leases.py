@@ -39,7 +39,9 @@ WITH free AS (
     ORDER BY id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE agent_sessions s
-SET host = :replica, host_generation = host_generation + 1, host_until = now() + make_interval(secs => :lease)
+SET host = :replica, host_generation = host_generation + 1,
+    host_until = now() + make_interval(secs => :lease),
+    foreign_busy = false  -- nobody knows until the agent is looked at
 FROM free WHERE s.id = free.id
 RETURNING s.id, s.host_generation
 """)
@@ -105,7 +107,8 @@ class Leases:
         async with self._database.begin() as db:
             await db.execute(
                 text("""
-                UPDATE agent_sessions SET host = NULL, host_until = NULL, wanted = wanted OR :wanted
+                UPDATE agent_sessions SET host = NULL, host_until = NULL, foreign_busy = false,
+                    wanted = wanted OR :wanted
                 WHERE id = :key AND host = :replica AND host_generation = :generation
                 """),
                 {

@@ -100,16 +100,18 @@ async def test_deadline_includes_the_pauses_before_an_attempt_comes_again(
         assert twin.record.count("send_agent_message_request") == 0
 
 
-async def test_deadline_ends_a_turn_that_nobody_can_see(database_url: str, folder: Path) -> None:
+@pytest.mark.parametrize("limit", ["deadline", "idle"])
+async def test_limits_end_a_turn_that_nobody_can_see(database_url: str, folder: Path, limit: str) -> None:
     """The link is down: the agent cannot be told, and may still be working."""
+    limits = {"deadline": {"deadline_s": 1}, "idle": {"idle_timeout_s": 1}}[limit]
     async with scripted(database_url, folder) as (house, twin, _):
-        turn = (await house.prompt("s", "say x\nhang", deadline_s=1, idle_timeout_s=0.5))["turn_id"]
+        turn = (await house.prompt("s", "say x\nhang", **limits))["turn_id"]
         await seen(house, "s", "message.delta")
         twin.faults.refuse_connections = True
         twin.drop()
         events = await told(house, turn)
         assert "turn.reconciling" in types_of(events)
-        assert ended(events) == ("deadline", "yes", "unconfirmed")
+        assert ended(events) == (limit, "yes", "unconfirmed")
 
 
 async def test_deadline_tells_the_agent_to_stop_once_the_link_is_back(

@@ -20,6 +20,7 @@ from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
 from app.domain.sessions import PermissionPolicy
 from app.domain.signals import (
     AgentDied,
+    LinkLost,
     PermissionAsked,
     PermissionSettled,
     Signal,
@@ -70,6 +71,14 @@ def test_a_message_is_completed_before_the_turn_is() -> None:
     """Whatever is open of the turn is closed before its terminal event."""
     events = tell(Run(a_turn(), PermissionPolicy()), TextDelta(text="hi"), TurnEnded(stop_reason="end_turn"))
     assert [type(event).__name__ for event in events] == ["MessageDelta", "MessageCompleted", "TurnCompleted"]
+
+
+def test_the_idle_clock_runs_on_while_the_link_is_down() -> None:
+    """It stands still while a person is asked or a tool runs, and for nothing else."""
+    run = Run(a_turn(), PermissionPolicy())
+    tell(run, LinkLost(cause="link_lost"))
+    assert run.status is TurnStatus.RECONCILING
+    assert run.idle_clock_runs
 
 
 def test_nothing_follows_the_end() -> None:
