@@ -287,8 +287,10 @@ async def open_house(
         ended = anyio.Event()
 
         async def serve() -> None:
-            await server.serve([listener])
-            ended.set()
+            try:
+                await server.serve([listener])
+            finally:  # also when the test was cancelled: its end waits for this
+                ended.set()
 
         tasks.start_soon(serve)
         service: Service = application.state.house

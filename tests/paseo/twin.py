@@ -118,6 +118,12 @@ class Twin(Mischief):
         await self.tasks.start(self._run)
 
     async def _run(self, *, task_status: TaskStatus[None]) -> None:
+        try:
+            await self._serve(task_status)
+        finally:  # also when the test was cancelled: whoever ends it waits for this
+            self._ended.set()
+
+    async def _serve(self, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as tasks:
             daemon = Daemon(self, tasks)
             async with serve(
@@ -135,7 +141,6 @@ class Twin(Mischief):
                 task_status.started()
                 await self._ending.wait()
             tasks.cancel_scope.cancel()
-        self._ended.set()
 
     async def kill(self) -> None:
         """`kill -9`: the connections drop (1006), agents stay as they were last written down."""
