@@ -137,11 +137,13 @@ class Host:
 
     @property
     def _idle_at(self) -> float:
-        """Monotonic time at which a session is given up; never where that would lose its agent."""
+        """Monotonic time at which a session is given up; never while it is busy or would lose its agent."""
         agent = self._keeper.agent
         if agent is None:
             return self._hosted.used_at + LINGER_S
-        return self._hosted.used_at + self._rules.session_idle_s if agent.resumable else math.inf
+        if self._runner.foreign_busy or not agent.resumable:
+            return math.inf
+        return self._hosted.used_at + self._rules.session_idle_s
 
     def _is_done(self) -> bool:
         if self._runner.leaving is not None:

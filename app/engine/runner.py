@@ -129,7 +129,8 @@ class Runner:
         self._settled_at = 0.0
         self._retry_at: float | None = None
         self._postponed_until = 0.0
-        self._foreign_busy = hosted.session.foreign_busy
+        self.foreign_busy = hosted.session.foreign_busy
+        """Whether the agent runs somebody else's turn."""
         self._drained = False
 
     def see(self, work: Work) -> None:
@@ -240,7 +241,7 @@ class Runner:
         await self.relay()
         if self._keeper.agent is not agent or self.queue[0].until <= time.monotonic():
             return  # it has ended again meanwhile, or this took too long
-        if self._foreign_busy:
+        if self.foreign_busy:
             if turn.request.multitask_strategy == "interrupt":
                 await agent.interrupt()
             self._postponed_until = time.monotonic() + POSTPONE_S
@@ -349,7 +350,7 @@ class Runner:
         if agent is None or self.run is None:
             return
         await self.relay()
-        if self._foreign_busy or self._keeper.agent is not agent:
+        if self.foreign_busy or self._keeper.agent is not agent:
             self._retry_at = time.monotonic() + POSTPONE_S
             return
         self.run.delivered = "unknown"
@@ -406,7 +407,7 @@ class Runner:
                 if isinstance(signal, Config):
                     batch.config = signal
                 if isinstance(signal, ForeignActivity):
-                    self._foreign_busy = batch.foreign_busy = signal.busy
+                    self.foreign_busy = batch.foreign_busy = signal.busy
                     self._postponed_until = 0.0
                 if run is not None and report.attempt == run.attempt and self._may_repeat(signal, run):
                     await self._commit(batch)
