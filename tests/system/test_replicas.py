@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import httpx
+import psutil
 import pytest
 import structlog
 
@@ -19,7 +20,16 @@ from app.store.database import Address
 from tests.house import Frame, Stream, assert_unbroken, durable, url_of
 from tests.paseo.twin import Twin
 from tests.system.balancer import Balancer, balancing
-from tests.system.test_faults import KEY, PATIENCE, Serving, serving
+from tests.system.test_faults import (
+    KEY,
+    PATIENCE,
+    Serving,
+    all_gone,
+    interrupted_turn,
+    serving,
+    terminals,
+    works,
+)
 from tests.system.test_paseo_recovery import chunks, plain
 
 log = structlog.get_logger(__name__)
@@ -218,3 +228,129 @@ async def test_rolling_restart_fails_no_request_and_loses_no_event(outside_url: 
             events=sum(len(chat.frames) for chat in chats),
             streams=sum(chat.opened for chat in chats),
         )
+
+
+# A host that is gone, or seems to be.
+
+LEASE_S = "2"
+
+
+@asynccontextmanager
+async def two_processes(folder: Path, url: str, **more: str) -> AsyncIterator[tuple[Serving, Serving]]:
+    """Two replicas with a short lease; the second starts once the first serves."""
+    environment = {"DATABASE_URL": url, "ALAMEDA_TIMING__LEASE_S": LEASE_S, **more}
+    async with AsyncExitStack() as stack:
+        services = []
+        for name in ("one", "two"):
+            own = {**environment, "ALAMEDA_DATA_DIR": str(folder / name), "ALAMEDA_TIMING__UNREADY_S": "0"}
+            services.append(await stack.enter_async_context(serving(folder, **own)))
+        yield services[0], services[1]
+
+
+async def test_turn_of_an_agent_that_died_with_its_host_is_ended_by_another_replica(
+    outside_url: str, folder: Path
+) -> None:
+    """kill -9: the child ends with it, nobody knows how far it came, and the session is resumed."""
+    async with two_processes(folder, outside_url) as (killed, taker):
+        session = await killed.ensure("s-1")
+        turn, seen = await interrupted_turn(killed, "s-1", "stream 100000 20", 5)
+        children = killed.below()
+        assert children
+        await killed.kill()
+        await all_gone(children)
+        async with taker.stream("/v1/sessions/s-1/events/stream", after=seen[-1].seq) as stream:
+            rest = durable(await stream.until("turn.indeterminate"))
+        assert_unbroken(seen + rest)
+        assert terminals(seen + rest) == [(turn, "turn.indeterminate")]
+        assert rest[-1].data["data"]["cause"] == "host_lost"
+        await works(taker, "s-1")
+        assert (await taker.get("/v1/sessions/s-1"))["agent_session_id"] == session["agent_session_id"]
+
+
+async def paseo_session(service: Serving, session: str) -> None:
+    """A session of the twin's scripted agent."""
+    body = {"agent": "scripted", "provider": "scripted", "cwd": str(service.cwd)}
+    answer = await service.client.put(f"/v1/sessions/{session}", json=body)
+    assert answer.is_success, answer.text
+
+
+def sent(twin: Twin, turn: str) -> int:
+    """How often a turn's prompt reached the daemon."""
+    messages = twin.record.of("send_agent_message_request")
+    return sum(one.message["messageId"].startswith(turn) for one in messages)
+
+
+async def test_queued_turn_of_a_paused_host_is_sent_once(outside_url: str, folder: Path) -> None:
+    """Another replica sends it; the host that wakes finds the first turn's end, and sends nothing."""
+    async with (
+        Twin() as twin,
+        two_processes(folder, outside_url, PASEO_URL=twin.http) as (paused, taker),
+    ):
+        await paseo_session(paused, "s-1")
+        first = await paused.prompt("s-1", "chunks 50 20 5")
+        second = await paused.prompt("s-1", "say second", multitask_strategy="enqueue")
+        async with paused.stream("/v1/sessions/s-1/events/stream") as stream:
+            await stream.until("message.delta")
+        process = psutil.Process(paused.process.pid)
+        process.suspend()
+        try:
+            ended = await taker.ended(second)
+        finally:
+            process.resume()
+        assert (ended["status"], ended["output_text"]) == ("completed", "second")
+        assert (await taker.ended(first))["status"] == "completed"
+        third = await paused.ended(await paused.prompt("s-1", "say third"))
+        assert third["output_text"] == "third"
+        assert [sent(twin, turn) for turn in (first, second, third["turn_id"])] == [1, 1, 1]
+        log = await paused.log("s-1")
+        assert_unbroken(log)
+        assert len(terminals(log)) == 3
+
+
+async def test_prompt_that_a_paused_host_was_about_to_send_never_leaves(
+    outside_url: str, folder: Path
+) -> None:
+    """Its start is committed and something was waited for; when it wakes the session is another's."""
+    async with (
+        Twin() as twin,
+        two_processes(folder, outside_url, PASEO_URL=twin.http) as (paused, taker),
+    ):
+        await paseo_session(paused, "s-1")
+        twin.faults.late["clear_agent_attention"] = 1.0
+        turn = await paused.prompt("s-1", "say never")
+        with anyio.fail_after(PATIENCE):
+            await twin.record.wait("clear_agent_attention")
+        process = psutil.Process(paused.process.pid)
+        process.suspend()
+        try:
+            ended = await taker.ended(turn)
+        finally:
+            process.resume()
+        assert ended["status"] == "indeterminate"
+        assert sent(twin, turn) == 0
+        twin.faults.late.clear()
+        for service in (paused, taker):
+            done = await service.ended(await service.prompt("s-1", "say again"))
+            assert done["output_text"] == "again"
+        assert sent(twin, turn) == 0
+
+
+async def test_embedded_database_that_is_away_for_long_ends_no_turn(folder: Path) -> None:
+    """Nobody else can have taken the session: there a lease that was not renewed still holds."""
+    async with serving(folder, ALAMEDA_TIMING__LEASE_S="1") as service:
+        await service.ensure("s-1")
+        turn = await service.prompt("s-1", "stream 200 20")
+        async with service.stream("/v1/sessions/s-1/events/stream") as stream:
+            await stream.until("message.delta")
+            postmaster = service.postmaster()
+            servers = [postmaster, *postmaster.children(recursive=True)]
+            for process in servers:
+                process.suspend()
+            await anyio.sleep(3.0)  # three lease times
+            for process in servers:
+                process.resume()
+            frames = await stream.until("turn.completed")
+        assert_unbroken(frames)
+        pieces = [f.data["data"]["text"] for f in durable(frames) if f.event == "message.delta"]
+        assert "".join(pieces).split() == [f"chunk-{n}" for n in range(1, 201)]
+        assert (await service.ended(turn))["status"] == "completed"
