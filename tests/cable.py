@@ -1,10 +1,11 @@
 """The way to a database, which a test can cut and mend."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, SocketAttribute, SocketStream
+from anyio.abc import SocketAttribute, SocketStream
 
 from app.store.database import Address
 from tests.house import url_of
@@ -45,25 +46,33 @@ class Cable:
                 return
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
-                async with (
-                    await anyio.connect_unix(self._socket) as server,
-                    anyio.create_task_group() as both,
-                ):
-
-                    async def up() -> None:
-                        await _pump(client, server)
-                        both.cancel_scope.cancel()
-
-                    both.start_soon(up)
-                    await _pump(server, client)
-                    both.cancel_scope.cancel()
+                # Not anyio's stream: cancelled between two readinesses, it sets a future's result twice.
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                try:
+                    await _pass_both_ways(client, reader, writer)
+                finally:
+                    writer.transport.abort()
             self._scopes.discard(scope)
 
 
-async def _pump(source: ByteReceiveStream, sink: ByteSendStream) -> None:
-    with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        async for data in source:
-            await sink.send(data)
+async def _pass_both_ways(
+    client: SocketStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Pass bytes on until either side ends."""
+    async with anyio.create_task_group() as both:
+
+        async def up() -> None:
+            with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                async for data in client:
+                    writer.write(data)
+                    await writer.drain()
+            both.cancel_scope.cancel()
+
+        both.start_soon(up)
+        with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            while data := await reader.read(65536):
+                await client.send(data)
+        both.cancel_scope.cancel()
 
 
 @asynccontextmanager
