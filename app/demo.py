@@ -20,7 +20,7 @@ COMMANDS = {
     "think TEXT": "reason TEXT",
     "stream N [DELAY_MS]": "answer with N pieces, DELAY_MS apart (0)",
     "read PATH": "pretend to read a file",
-    "edit PATH": "pretend to change a file",
+    "edit PATH[:LINE]": "pretend to change a file, at a line if it is given",
     "run COMMAND": "pretend to run a command",
     "ask TITLE": "ask for permission, then run TITLE if it is given",
     "question TEXT [| A | B]": "ask a question, with suggested answers if there are any",
@@ -200,9 +200,12 @@ class Turn:
         self._start_call(call, f"Read {path}", {"path": path}, locations=[{"path": path, "line": 1}])
         self._end_call(call, _text(f"The pretended content of {path}."))
 
-    def edit(self, path: str) -> None:
+    def edit(self, place: str) -> None:
+        path, _, line = place.rpartition(":")
+        location: Json = {"path": path, "line": int(line)} if path and line.isdecimal() else {"path": place}
+        path = location["path"]
         call = self._new_call("edit", "edit")
-        self._start_call(call, f"Edit {path}", {"path": path}, locations=[{"path": path}])
+        self._start_call(call, f"Edit {path}", {"path": path}, locations=[location])
         self._end_call(call, {"type": "diff", "path": path, "oldText": "old\n", "newText": "new\n"})
 
     def run(self, command: str) -> None:
