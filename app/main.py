@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from uuid_utils.compat import uuid7
 
-from app.api import operations, permissions, sessions, turns
+from app.api import collisions, operations, permissions, sessions, turns
 from app.api.edge import EdgeMiddleware, cors_options
 from app.api.openapi import docs_router, install
 from app.api.problems import install_handlers
@@ -25,6 +25,7 @@ from app.backends.paseo import PaseoBackend
 from app.backends.registry import Registry
 from app.console import pages
 from app.demo import COMMAND_LINE
+from app.engine.collisions import Collisions
 from app.engine.ensuring import Ensuring
 from app.engine.feed import Feed
 from app.engine.health import Healths
@@ -76,8 +77,8 @@ def create_app(settings: Settings, build: BuildRegistry | None = None) -> FastAP
         openapi_url="/openapi.json" if has_docs else None,
     )
     install_handlers(application)
-    for router in (sessions.router, turns.router, permissions.router, operations.router):
-        application.include_router(router)
+    for room in (sessions, turns, permissions, collisions, operations):
+        application.include_router(room.router)
     application.include_router(pages.router())
     if has_docs:
         application.include_router(docs_router())
@@ -180,8 +181,15 @@ async def _furnished(
         leases = Leases(
             database, replica, registry.names(), registry.mortal(), lease_s=settings.timing.lease_s
         )
+        collisions_ = Collisions(database, idle_s=settings.timing.collision_idle_s)
         hosts = Hosts(
-            database, events, leases, registry, alone=alone, session_idle_s=settings.timing.session_idle_s
+            database,
+            events,
+            leases,
+            registry,
+            collisions_,
+            alone=alone,
+            session_idle_s=settings.timing.session_idle_s,
         )
         healths = Healths(
             database, registry, lifecycle, replica=replica, every_s=settings.timing.health_s, alone=alone
@@ -220,6 +228,7 @@ async def _furnished(
                 attachments=settings.limits.attachments,
             ),
             permissions=Permissions(database, lifecycle),
+            collisions=collisions_,
             feed=feed,
             streams=Streams(per_key=settings.limits.streams_per_key, total=settings.limits.streams),
             keys=keys,
@@ -237,6 +246,7 @@ async def _furnished(
             ("bell", database.listen_for_ever),
             ("feed", feed.run),
             ("health", healths.run),
+            ("collisions", collisions_.run),
         ):
             tasks.start_soon(run, name=name)
         tasks.start_soon(hosts.run, tasks, name="hosts")

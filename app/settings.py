@@ -136,6 +136,8 @@ class Timing(_Strict):
     """How long a session stays a silent replica's before another takes it over; the same on all of them."""
     session_idle_s: float = Field(1800, gt=0)
     """Idle time after which a session gives up its agent's process, where it can be loaded again."""
+    collision_idle_s: float = Field(1800, gt=0)
+    """Idle time after which what a session has written collides with nobody's work any more."""
     ensure_s: float = Field(90, gt=0)
     """How long an ensure waits for an agent that is being made."""
     rotate_s: float | None = Field(None, gt=0)

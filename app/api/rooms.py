@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.engine.collisions import Collisions
 from app.engine.ensuring import Ensuring
 from app.engine.feed import Feed
 from app.engine.health import Healths
@@ -24,6 +25,7 @@ class Rooms:
     ensuring: Ensuring
     turns: Turns
     permissions: Permissions
+    collisions: Collisions
     feed: Feed
     streams: Streams
     keys: Keys

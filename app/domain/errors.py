@@ -48,6 +48,11 @@ class PermissionNotFound(DomainError):
 
 
 @dataclass(eq=False)
+class CollisionNotFound(DomainError):
+    """No such collision."""
+
+
+@dataclass(eq=False)
 class BackendNotFound(DomainError):
     """No backend of that name is configured."""
 

@@ -41,6 +41,9 @@ ToolStatus: TypeAlias = Literal["in_progress", "completed", "failed", "cancelled
 PermissionKind: TypeAlias = Literal["tool", "plan", "question", "mode", "other"]
 PermissionOutcome: TypeAlias = Literal["allowed", "denied", "cancelled", "unknown"]
 ResolvedBy: TypeAlias = Literal["caller", "policy", "timeout", "backend", "turn_end"]
+Severity: TypeAlias = Literal["overwrite", "merge"]
+Overlap: TypeAlias = Literal["same_lines", "same_file"]
+Resolution: TypeAlias = Literal["session_closed", "session_idle"]
 
 
 class _Data(Struct, frozen=True, kw_only=True):
@@ -354,25 +357,27 @@ class CollisionSession(Struct, frozen=True, kw_only=True):
 
 
 class FileCollision(_Data, frozen=True, kw_only=True):
-    """Two live sessions of one project write the same file."""
+    """Two live sessions of one project write the same file; told once more if it comes to the same lines."""
 
     type: ClassVar[str] = "file.collision"
     collision_id: str
     path: str
-    severity: Literal["overwrite", "merge"]
-    overlap: Literal["same_lines", "same_file"]
+    severity: Severity
+    overlap: Overlap
+    merge_conflict: bool | None
     sessions: list[CollisionSession]
 
 
 class FileCollisionResolved(_Data, frozen=True, kw_only=True):
-    """A collision is over."""
+    """A collision is over: one of the sessions was closed, or has been idle for long."""
 
     type: ClassVar[str] = "file.collision_resolved"
     collision_id: str
     path: str
-    severity: Literal["overwrite", "merge"]
-    overlap: Literal["same_lines", "same_file"]
+    severity: Severity
+    overlap: Overlap
     sessions: list[CollisionSession]
+    reason: Resolution
 
 
 class TerminalOpened(_Data, frozen=True, kw_only=True):

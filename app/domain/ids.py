@@ -15,6 +15,7 @@ TurnId = NewType("TurnId", str)
 PermissionId = NewType("PermissionId", str)
 MessageId = NewType("MessageId", str)
 KeyId = NewType("KeyId", str)
+CollisionId = NewType("CollisionId", str)
 Owner = NewType("Owner", str)
 """The name that an API key belongs to; everything is looked up within it."""
 
@@ -37,6 +38,11 @@ def new_turn_id() -> TurnId:
 def new_message_id() -> MessageId:
     """A message id, given at the message's first event."""
     return MessageId(f"msg_{uuid7()}")
+
+
+def new_collision_id() -> CollisionId:
+    """A collision id; sorts by time."""
+    return CollisionId(f"col_{uuid7()}")
 
 
 def new_permission_id() -> PermissionId:

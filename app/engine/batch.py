@@ -14,10 +14,12 @@ from app.domain.events import (
 )
 from app.domain.ids import TurnId
 from app.domain.signals import Config, Cursor
+from app.domain.touches import touches_of
 from app.domain.turns import ENDS
 from app.engine.hosted import Hosted
 from app.engine.run import Asked, Run, Told
-from app.store import eventlog, permissions, sessions, turns
+from app.engine.touching import find_touched
+from app.store import eventlog, permissions, sessions, touches, turns
 from app.store.eventlog import Connection
 from app.store.turns import Progress
 
@@ -37,17 +39,25 @@ class Batch:
         self.events += [(turn, event) for event in told.events]
         self.asked += told.asked
 
-    async def write(self, hosted: Hosted, run: Run | None) -> None:
+    @property
+    def writes_files(self) -> bool:
+        """Whether it tells of files that the agent wrote."""
+        return any(touches_of(event) for _, event in self.events)
+
+    async def write(self, hosted: Hosted, run: Run | None) -> bool:
         """Commit it; waits for as long as the database is down.
 
+        Returns:
+            Whether files are kept of which somebody should find out who else writes them.
         Raises:
             LeaseLost: another process hosts the session; nothing was written.
         """
         if not self.events and self.cursor is None and self.foreign_busy is None:
-            return
+            return False
         session_id, key = hosted.session.session_id, hosted.lease.session
         drafts = [eventlog.draft(session_id, turn, event) for turn, event in self.events]
         progress = self._progress(run)
+        touched = await find_touched(hosted.session, hosted.backend.place, self.events)
         resolved = [e for _, e in self.events if isinstance(e, PermissionResolved | PermissionExpired)]
 
         async def alongside(connection: Connection) -> None:
@@ -63,6 +73,8 @@ class Batch:
                     asked.expires_at,
                     answering=asked.answer_now is not None,
                 )
+            if touched:
+                await touches.write(connection, key, touched)
             for event in resolved:
                 await permissions.write_resolved(connection, event)
             if self.cursor is not None:
@@ -73,11 +85,18 @@ class Batch:
                 await sessions.write_foreign_busy(connection, key, self.foreign_busy)
 
         changes = (
-            progress or self.asked or resolved or self.cursor or self.config or self.foreign_busy is not None
+            progress
+            or self.asked
+            or touched
+            or resolved
+            or self.cursor
+            or self.config
+            or self.foreign_busy is not None
         )
         await hosted.events.append(key, hosted.lease.generation, drafts, alongside if changes else None)
         if run is not None:
             run.written = run.status
+        return bool(touched)
 
     def _progress(self, run: Run | None) -> Progress | None:
         """What the batch changes about the turn's row; null if nothing."""

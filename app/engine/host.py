@@ -111,6 +111,8 @@ class Host:
             session_id=self._hosted.session.session_id, backend=self._hosted.backend.name
         )
         try:
+            if self._hosted.session.project_id is not None:  # what an earlier host left unsaid
+                await self._rules.collisions.look(self.lease.session)
             while True:
                 if self._fenced:
                     raise LeaseLost
@@ -211,6 +213,7 @@ class Host:
                 self._runner.ask_to_stop("session_closed")
             return
         archived = await self._keeper.archive()
+        await self._rules.collisions.leave(self.lease.session)
 
         async def closed() -> None:
             async with self._hosted.database.begin() as db:

@@ -14,6 +14,7 @@ from app.backends.absent import AbsentBackend
 from app.backends.registry import Registry
 from app.domain.errors import DatabaseUnavailable
 from app.domain.ids import SessionKey
+from app.engine.collisions import Collisions
 from app.engine.host import Host
 from app.store import sessions
 from app.store.database import Database
@@ -37,6 +38,7 @@ class Hosts:
         events: EventLog,
         leases: Leases,
         registry: Registry,
+        collisions: Collisions,
         *,
         alone: bool,
         session_idle_s: float,
@@ -44,6 +46,7 @@ class Hosts:
     ) -> None:
         """`alone`: nobody else can use this database, so a lease that cannot be renewed still holds."""
         self.session_idle_s = session_idle_s
+        self.collisions = collisions
         self._database = database
         self._events = events
         self._leases = leases

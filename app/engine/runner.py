@@ -39,11 +39,21 @@ from app.domain.events import (
 from app.domain.items import fold
 from app.domain.permissions import Permission, Response
 from app.domain.sessions import Session
-from app.domain.signals import AgentDied, Config, ForeignActivity, LinkRestored, Report, Signal, TurnBroke
+from app.domain.signals import (
+    AgentDied,
+    Config,
+    ForeignActivity,
+    LinkRestored,
+    Report,
+    Signal,
+    TurnBroke,
+    TurnEnd,
+)
 from app.domain.transcript import Said, Transcript
 from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance
 from app.engine import ending
 from app.engine.batch import Batch
+from app.engine.collisions import Collisions
 from app.engine.hosted import Hosted
 from app.engine.keeper import Keeper
 from app.engine.run import Run, Rung, Stop, Told, Waiting, attempt_name
@@ -71,6 +81,7 @@ class Rules(Protocol):
     """What a host needs to know of its process."""
 
     session_idle_s: float
+    collisions: Collisions
 
     def may_act(self) -> bool:
         """Whether the lease holds, by the monotonic clock."""
@@ -415,6 +426,9 @@ class Runner:
                     await self._retry(run, signal)
                     continue
                 if run is not None and report.attempt == run.attempt and run.status not in ENDS:
+                    if isinstance(signal, TurnEnd) and batch.writes_files:
+                        await self._commit(batch)  # who else writes the file is told before the turn ends
+                        batch = Batch()
                     batch.add(run.turn.id, run.tell(signal))
                     if run.status in ENDS:
                         batch.cursor = report.cursor or batch.cursor
@@ -457,7 +471,8 @@ class Runner:
     async def _commit(self, batch: Batch) -> None:
         """Write a batch, then do what follows from it: the end of the run, the answers of the policy."""
         run = self.run
-        await batch.write(self._hosted, run)
+        if await batch.write(self._hosted, run):
+            await self._rules.collisions.look(self._hosted.lease.session)
         if run is not None and run.status in ENDS:
             self._run_is_over(run)
         for asked in batch.asked:

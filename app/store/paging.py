@@ -28,8 +28,8 @@ def encode_cursor(created_at: datetime, row: int | str) -> str:
 
 def older_than(
     cursor: str | None,
-    created_at: InstrumentedAttribute[datetime],
-    row: InstrumentedAttribute[int] | InstrumentedAttribute[str],
+    created_at: ColumnElement[datetime] | InstrumentedAttribute[datetime],
+    row: ColumnElement[str] | InstrumentedAttribute[int] | InstrumentedAttribute[str],
 ) -> ColumnElement[bool] | None:
     """The condition for rows past `cursor`; null from the newest on.
 

@@ -17,8 +17,9 @@ from sqlalchemy import (
     false,
     func,
     text,
+    true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, INT8MULTIRANGE, JSON, JSONB, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.domain.events import TERMINAL_TYPES
@@ -278,6 +279,79 @@ class IntentRow(Base):
         CheckConstraint("kind IN ('open', 'configure', 'close')", name="kind"),
         Index("intents_open_idx", "session", "created_at", postgresql_where=text("done_at IS NULL")),
         Index("intents_done_idx", "done_at", postgresql_where=text("done_at IS NOT NULL")),
+    )
+
+
+class FileTouchRow(Base):
+    """A file that a session has written: its last touch, and the lines of all of them."""
+
+    __tablename__ = "file_touches"
+
+    session: Mapped[int] = mapped_column(
+        ForeignKey("agent_sessions.id", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(primary_key=True)
+    """Relative to the worktree's root."""
+    owner: Mapped[str]
+    project_id: Mapped[str]
+    root: Mapped[str]
+    remote: Mapped[str | None]
+    """The backend on whose disk the root is; null for this machine's."""
+    kind: Mapped[str]
+    turn_id: Mapped[str | None]
+    lines: Mapped[Any | None] = mapped_column(INT8MULTIRANGE)
+    """Null where nobody tells."""
+    touched_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    pending: Mapped[bool] = mapped_column(server_default=true())
+    """Whether nobody has looked yet who else writes the file."""
+
+    __table_args__ = (
+        CheckConstraint("kind IN ('edit', 'write', 'delete', 'move', 'shell')", name="kind"),
+        Index("file_touches_file_idx", "owner", "project_id", "path"),
+        Index("file_touches_pending_idx", "touched_at", postgresql_where=text("pending")),
+    )
+
+
+class CollisionRow(Base):
+    """Two sessions that write the same file, as both logs were told; `session_a` is the smaller id."""
+
+    __tablename__ = "collisions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    project_id: Mapped[str]
+    path: Mapped[str]
+    session_a: Mapped[int] = mapped_column(ForeignKey("agent_sessions.id", ondelete="CASCADE"))
+    session_b: Mapped[int] = mapped_column(ForeignKey("agent_sessions.id", ondelete="CASCADE"))
+    severity: Mapped[str]
+    overlap: Mapped[str]
+    merge_conflict: Mapped[bool | None]
+    touches: Mapped[list[Any]] = mapped_column(JSON)
+    """Each session's last touch at that time, the first first; `side` says whose it is: a or b."""
+    opened_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    resolved_at: Mapped[datetime | None]
+    resolution: Mapped[str | None]
+
+    __table_args__ = (
+        CheckConstraint("session_a < session_b", name="pair"),
+        CheckConstraint("severity IN ('overwrite', 'merge')", name="severity"),
+        CheckConstraint("overlap IN ('same_lines', 'same_file')", name="overlap"),
+        CheckConstraint(
+            "(resolved_at IS NULL) = (resolution IS NULL) "
+            "AND resolution IN ('session_closed', 'session_idle')",
+            name="resolution",
+        ),
+        Index(None, "owner", "opened_at", "id"),
+        Index(
+            "collisions_one_open",
+            "session_a",
+            "session_b",
+            "path",
+            unique=True,
+            postgresql_where=text("resolved_at IS NULL"),
+        ),
+        Index(None, "session_a"),
+        Index(None, "session_b"),
     )
 
 

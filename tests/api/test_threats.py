@@ -63,6 +63,9 @@ SCOPED: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/v1/permissions"): ("read", None),
     ("GET", "/v1/permissions/{permission_id}"): ("read", None),
     ("POST", "/v1/permissions/{permission_id}/respond"): ("approve", {"outcome": "allow"}),
+    ("GET", "/v1/collisions"): ("read", None),
+    ("GET", "/v1/collisions/{collision_id}"): ("read", None),
+    ("GET", "/v1/projects/{project_id}/files"): ("read", None),
     ("GET", "/v1/backends"): ("read", None),
     ("GET", "/v1/backends/{name}"): ("read", None),
     ("GET", "/v1/backends/{name}/providers"): ("read", None),
@@ -82,7 +85,8 @@ def walk(app: FastAPI) -> set[tuple[str, str]]:
     for route in iter_route_contexts(app.routes):
         assert route.path is not None
         assert route.methods, f"{route.path} is no route of one method: a mount, or a WebSocket"
-        found |= {(method, route.path) for method in route.methods if method != "HEAD"}
+        path = route.path.replace(":path}", "}")
+        found |= {(method, path) for method in route.methods if method != "HEAD"}
     return found
 
 

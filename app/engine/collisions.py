@@ -1,0 +1,196 @@
+"""Collisions: found after the batch that tells of a write, told to both logs, resolved by two rules.
+
+A touch is committed first and compared afterwards, each touch in both directions: of two that are written at
+the same time at least one finds the other, and the unique index of the open ones lets only one tell.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import partial
+
+import anyio
+import structlog
+
+from app.domain.collisions import Collision, CollisionStatus, ProjectFile
+from app.domain.errors import DatabaseUnavailable
+from app.domain.events import Event, Resolution
+from app.domain.ids import CollisionId, Owner, SessionKey
+from app.engine.merging import conflicting
+from app.store import collisions, eventlog, touches
+from app.store.collisions import Pair, Party
+from app.store.database import Database, Transaction
+from app.store.paging import Page
+from app.store.touches import Other
+
+log = structlog.get_logger(__name__)
+
+SWEEP_S = 10.0
+"""Seconds between two looks for what ended, and for what a process left unsaid; less where idle is less."""
+LEFT_UNSAID_S = 5.0
+"""Seconds after which a touch that nobody has looked at is taken for left behind."""
+MERGES = 2
+"""Merges that are tried at once."""
+
+
+class Collisions:
+    """Finds, tells and resolves collisions; the use-cases on them, within the caller's owner."""
+
+    def __init__(self, database: Database, *, idle_s: float) -> None:
+        """`idle_s`: seconds without a running turn or an event after which a session counts no more."""
+        self._database = database
+        self._idle = timedelta(seconds=idle_s)
+        self._merges = anyio.Semaphore(MERGES)
+
+    # Read.
+
+    async def get(self, owner: Owner, collision_id: CollisionId) -> Collision:
+        """The collision.
+
+        Raises:
+            CollisionNotFound: it is missing or somebody else's.
+        """
+        async with self._database.begin() as db:
+            return await collisions.get(db, owner, collision_id)
+
+    async def list_collisions(
+        self,
+        owner: Owner,
+        *,
+        project_id: str | None,
+        status: CollisionStatus | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Page[Collision]:
+        """A page of the owner's collisions, newest first."""
+        async with self._database.begin() as db:
+            return await collisions.list_collisions(
+                db, owner, project_id=project_id, status=status, limit=limit, cursor=cursor
+            )
+
+    async def list_files(
+        self, owner: Owner, project_id: str, *, limit: int, cursor: str | None
+    ) -> Page[ProjectFile]:
+        """A page of the files that live sessions of a project have written, last written first."""
+        async with self._database.begin() as db:
+            return await touches.list_files(
+                db, owner, project_id, idle=self._idle, limit=limit, cursor=cursor
+            )
+
+    # Find and tell.
+
+    async def look(self, session: SessionKey) -> None:
+        """Tell of every collision of what the session has written and nobody has looked at.
+
+        Waits for as long as the database is down.
+        """
+        while await self._database.retrying(partial(self._look, session)) == touches.MAX_PENDING:
+            pass
+
+    async def _look(self, session: SessionKey) -> int:
+        """Look at some of it; how much that was."""
+        met: defaultdict[Other, dict[str, bool]] = defaultdict(dict)
+        async with self._database.begin() as db:
+            found = await touches.pending(db, session=session)
+            for touch in found:
+                for other, same_lines in await touches.others(db, session, touch.path, self._idle):
+                    met[other][touch.path] = same_lines
+            if not met:
+                await touches.looked_at(db, found)
+        for other, paths in met.items():
+            await self._meet(session, other, paths)
+        if met:
+            async with self._database.begin() as db:
+                await touches.looked_at(db, found)
+        return len(found)
+
+    async def _meet(self, session: SessionKey, other: Other, paths: Mapping[str, bool]) -> None:
+        """Tell of the files that a session shares with another; true are those of the same lines."""
+        conflicts: frozenset[str] | None = None
+        if not other.is_in_one_worktree and other.is_on_this_machine:
+            async with self._merges:
+                conflicts = await conflicting(other.own_root, other.root, list(paths))
+        pair = Pair.of(session, other.session)
+        async with self._database.begin() as db:
+            parties = await collisions.lock(db, pair, self._idle)
+            if len(parties) < 2 or not all(party.is_live for party in parties.values()):
+                return
+            for path, same_lines in paths.items():
+                opened = await collisions.open_one(
+                    db,
+                    pair,
+                    path,
+                    severity="overwrite" if other.is_in_one_worktree else "merge",
+                    overlap="same_lines" if same_lines else "same_file",
+                    merge_conflict=None if conflicts is None else path in conflicts,
+                )
+                if opened is not None:
+                    await _tell(db, opened, parties, opened.opened())
+                    log.info("files_collide", collision_id=opened.id, severity=opened.severity)
+
+    # Resolve.
+
+    async def leave(self, session: SessionKey) -> None:
+        """The session is about to be closed: resolve what is open of it, and forget what it wrote."""
+        await self._database.retrying(partial(self._leave, session))
+
+    async def _leave(self, session: SessionKey) -> None:
+        async with self._database.begin() as db:
+            pairs = await collisions.pairs_of(db, session)
+            await touches.forget(db, session)
+        for pair in pairs:
+            await self._resolve(pair, "session_closed")
+
+    async def _resolve(self, pair: Pair, reason: Resolution) -> None:
+        async with self._database.begin() as db:
+            parties = await collisions.lock(db, pair, self._idle)
+            for one in await collisions.resolve(db, pair, reason):
+                await _tell(db, one, parties, one.resolved(reason))
+
+    async def _resolve_if_ended(self, pair: Pair) -> None:
+        async with self._database.begin() as db:
+            parties = await collisions.lock(db, pair, self._idle)
+            if all(party.is_live for party in parties.values()):
+                return
+            is_closed = any(party.status == "closed" for party in parties.values())
+            reason: Resolution = "session_closed" if is_closed else "session_idle"
+            for one in await collisions.resolve(db, pair, reason):
+                await _tell(db, one, parties, one.resolved(reason))
+
+    # Sweep.
+
+    async def run(self) -> None:
+        """Look again and again for what ended, and for what a process that is gone left unsaid."""
+        while True:
+            await anyio.sleep(min(SWEEP_S, self._idle.total_seconds() / 2))
+            try:
+                await self.sweep()
+            except DatabaseUnavailable:
+                log.warning("collisions_not_swept")
+
+    async def sweep(self) -> None:
+        """Tell what was left unsaid, resolve what ended, forget what is of no use.
+
+        Any number of processes may do so at once.
+        """
+        async with self._database.begin() as db:
+            unsaid = await touches.pending(db, older_than_s=LEFT_UNSAID_S)
+        for session in dict.fromkeys(touch.session for touch in unsaid):
+            await self._look(session)
+        async with self._database.begin() as db:
+            ended = await collisions.pairs_that_ended(db, self._idle)
+        for pair in ended:
+            await self._resolve_if_ended(pair)
+        async with self._database.begin() as db:
+            await touches.forget_idle(db, self._idle)
+
+
+async def _tell(
+    db: Transaction, collision: Collision, parties: dict[SessionKey, Party], event: Event
+) -> None:
+    """Log it with both, their rows being locked; `session.closed` stays the last event of a closed one."""
+    for side in sorted(collision.sides, key=lambda each: each.session):
+        party = parties.get(side.session)
+        if party is not None and party.status != "closed":
+            draft = eventlog.draft(party.session_id, party.turn_of(side), event)
+            await eventlog.record(db, side.session, draft)

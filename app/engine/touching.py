@@ -1,0 +1,165 @@
+"""Where a file that an agent wrote lies in its worktree: as the disk has it, or by the path's text alone."""
+
+import os
+import posixpath
+import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+
+import anyio
+import anyio.to_thread
+
+from app.backends.base import Place
+from app.domain.collisions import Touched
+from app.domain.events import Event
+from app.domain.ids import TurnId
+from app.domain.sessions import Session
+from app.domain.text import is_storable
+from app.domain.touches import Lines, Touch, merged, shifted, touches_of
+from app.store.touches import MAX_PATH
+
+DISK_S = 2.0
+"""Seconds that the disk has to answer; after that a path is taken by its text."""
+MAX_SNIPPET_FILE = 1024 * 1024
+"""Bytes of a file in which the place of an edit is looked for."""
+
+
+async def find_touched(
+    session: Session, place: Place, events: Iterable[tuple[TurnId | None, Event]]
+) -> list[Touched]:
+    """The files that `events` say were written, each once; a session without a project takes no part.
+
+    What lies outside the session's worktree, or has a path too long to be kept, takes no part either.
+    """
+    if session.project_id is None:
+        return []
+    told = [(turn, touch) for turn, event in events for touch in touches_of(event)]
+    if not told:
+        return []
+    touches = [touch for _, touch in told]
+    found: Sequence[_Found | None] | None = None
+    if place.filesystem == "shared":
+        with anyio.move_on_after(DISK_S):
+            found = await anyio.to_thread.run_sync(_on_disk, session.cwd, touches, abandon_on_cancel=True)
+    if found is None:
+        found = [_by_text(session.cwd, touch) for touch in touches]
+    remote = None if place.filesystem == "shared" else session.backend
+    touched: dict[str, Touched] = {}
+    for (turn, touch), at in zip(told, found, strict=True):
+        if at is None or not _can_be_kept(at.path):
+            continue
+        before = touched.get(at.path)
+        lines = at.lines
+        if before is not None and before.lines is not None:
+            lines = merged((*before.lines, *(lines or ())))
+        touched[at.path] = Touched(
+            path=at.path, root=at.root, remote=remote, kind=touch.kind, turn_id=turn, lines=lines
+        )
+    return list(touched.values())
+
+
+class _Found:
+    """Where a touch lies."""
+
+    __slots__ = ("lines", "path", "root")
+
+    def __init__(self, root: str, path: str, lines: tuple[Lines, ...] | None) -> None:
+        self.root = root
+        self.path = path
+        self.lines = lines
+
+
+def _can_be_kept(path: str) -> bool:
+    return is_storable(path) and len(path.encode()) <= MAX_PATH
+
+
+def _by_text(cwd: str, touch: Touch) -> _Found | None:
+    root = posixpath.normpath(cwd)
+    path = PurePosixPath(posixpath.normpath(posixpath.join(root, touch.path)))
+    if not path.is_relative_to(root) or str(path) == root:
+        return None
+    return _Found(root, str(path.relative_to(root)), touch.lines)
+
+
+def _on_disk(cwd: str, touches: Sequence[Touch]) -> list[_Found | None]:
+    root = worktree_root(cwd)
+    return [_one_on_disk(cwd, root, touch) for touch in touches]
+
+
+def _one_on_disk(cwd: str, root: str, touch: Touch) -> _Found | None:
+    try:
+        path = os.path.join(cwd, touch.path)
+        parent, name = os.path.split(os.path.normpath(path) if touch.path.endswith("/") else path)
+        if touch.kind in ("delete", "move") or name in ("", ".", ".."):  # the link itself is what goes
+            where = os.path.join(os.path.realpath(parent), name)
+        else:  # what is written through a link is its target
+            where = os.path.realpath(path)
+        where = os.path.normpath(where)
+        if where == root or not where.startswith(root.rstrip("/") + "/"):
+            return None
+        relative = _spelled(root, os.path.relpath(where, root))
+        lines = touch.lines
+        if lines is None and touch.snippet:
+            lines = _lines_of(where, touch.snippet, touch.within)
+        return _Found(root, relative, lines)
+    except (OSError, ValueError):  # a loop of links, a name too long, a NUL
+        return _by_text(cwd, touch)
+
+
+def worktree_root(cwd: str) -> str:
+    """The root of the git worktree that `cwd` lies in; without one `cwd` itself. Links are resolved."""
+    start = directory = os.path.realpath(cwd)
+    while True:
+        if os.path.lexists(os.path.join(directory, ".git")):
+            return directory
+        above = os.path.dirname(directory)
+        if above == directory:
+            return start
+        directory = above
+
+
+def _spelled(root: str, relative: str) -> str:
+    """The path as the directories spell it, where the file system takes upper and lower case for the same."""
+    directory, parts = root, []
+    for name in relative.split("/"):
+        here = os.path.join(directory, name)
+        if name.swapcase() != name and _is_same(here, os.path.join(directory, name.swapcase())):
+            name = spelling(name, os.listdir(directory))
+        parts.append(name)
+        directory = os.path.join(directory, name)
+    return "/".join(parts)
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
+
+
+def spelling(name: str, names: Sequence[str]) -> str:
+    """How a directory that lists `names` spells `name`."""
+    if name in names:
+        return name
+    wanted = _folded(name)
+    return next((each for each in names if _folded(each) == wanted), name)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _lines_of(path: str, snippet: str, within: Sequence[Lines]) -> tuple[Lines, ...] | None:
+    """Where the file has `snippet` now; null if it is not there exactly once."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SNIPPET_FILE:
+            return None
+        content = file.read(MAX_SNIPPET_FILE)
+    wanted = snippet.encode(errors="replace")
+    at = content.find(wanted)
+    if at < 0 or content.find(wanted, at + 1) >= 0:
+        return None
+    return shifted(within, content.count(b"\n", 0, at) + 1)

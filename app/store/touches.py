@@ -1,0 +1,216 @@
+"""Files that sessions have written: kept with the batch that tells of the tool call, and who shares them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domain.collisions import ProjectFile, Side, Touched
+from app.domain.ids import Owner, SessionId, SessionKey, TurnId
+from app.domain.touches import Lines
+from app.store.paging import Page, older_than, page
+from app.store.tables import FileTouchRow, SessionRow
+
+MAX_PATH = 1024
+"""UTF-8 bytes of a path that is kept: an index holds no more of it."""
+MAX_OTHERS = 50
+"""Sessions that one touch is compared with: those that touched the file last."""
+MAX_PENDING = 200
+"""Touches that are looked at together."""
+MAX_LINES_TEXT = 4096
+"""Characters of a file's lines as text; more become one stretch that holds them all."""
+
+
+def live(alias: str) -> str:
+    """SQL: whether a session counts. A turn of it runs, or it is active and has not been idle for long."""
+    return f"""({alias}.status <> 'closed' AND (
+        EXISTS (SELECT FROM turns r
+            WHERE r.session = {alias}.id AND r.started_at IS NOT NULL AND r.ended_at IS NULL)
+        OR ({alias}.status = 'active' AND {alias}.last_active_at > now() - CAST(:idle AS interval))))"""
+
+
+_WRITE = f"""
+INSERT INTO file_touches AS t (session, path, owner, project_id, root, remote, kind, turn_id, lines)
+SELECT s.id, n.path, s.owner, s.project_id, n.root, n.remote, n.kind, n.turn_id, n.lines::int8multirange
+FROM agent_sessions s, unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    AS n(path, root, remote, kind, turn_id, lines)
+WHERE s.id = $1 AND s.project_id IS NOT NULL
+ORDER BY n.path COLLATE "C"
+ON CONFLICT (session, path) DO UPDATE SET
+    root = excluded.root, remote = excluded.remote, kind = excluded.kind, turn_id = excluded.turn_id,
+    lines = CASE WHEN length((t.lines + excluded.lines)::text) > {MAX_LINES_TEXT}
+        THEN range_merge(t.lines + excluded.lines)::int8multirange
+        ELSE coalesce(t.lines + excluded.lines, excluded.lines, t.lines) END,
+    touched_at = now(), pending = true
+"""  # noqa: S608 - only words of ours are put in
+
+OTHERS = text(f"""
+SELECT o.session, t.root, t.remote, o.root, o.remote, coalesce(o.lines && t.lines, false)
+FROM file_touches t
+JOIN file_touches o ON o.owner = t.owner AND o.project_id = t.project_id AND o.path = t.path
+    AND o.session <> t.session
+JOIN agent_sessions s ON s.id = o.session
+LEFT JOIN collisions c ON c.session_a = least(o.session, t.session)
+    AND c.session_b = greatest(o.session, t.session) AND c.path = t.path AND c.resolved_at IS NULL
+WHERE t.session = :session AND t.path = :path AND {live("s")}
+    AND (c.id IS NULL OR (c.overlap = 'same_file' AND o.lines && t.lines))
+ORDER BY o.touched_at DESC LIMIT {MAX_OTHERS}
+""")  # noqa: S608 - only words of ours are put in
+"""The one query of a touch: which live sessions share the file and have not been told so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Another session that has written the same file, and where both have it."""
+
+    session: SessionKey
+    own_root: str
+    own_remote: str | None
+    root: str
+    remote: str | None
+
+    @property
+    def is_in_one_worktree(self) -> bool:
+        """Whether both have the very same file."""
+        return (self.own_root, self.own_remote) == (self.root, self.remote)
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether both worktrees are on a disk that the backends share with us."""
+        return self.own_remote is None and self.remote is None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A touch of which nobody has told yet with whom it collides."""
+
+    session: SessionKey
+    path: str
+    touched_at: datetime
+
+
+def _lines(lines: Iterable[Lines] | None) -> str | None:
+    if lines is None:
+        return None
+    return "{" + ",".join(f"[{first},{last}]" for first, last in lines) + "}"
+
+
+async def write(
+    connection: "asyncpg.Connection[asyncpg.Record]", session: SessionKey, touched: Sequence[Touched]
+) -> None:
+    """Keep what a session has written, with the batch that tells of it; each path once."""
+    assert len({touch.path for touch in touched}) == len(touched)
+    await connection.execute(
+        _WRITE,
+        session,
+        [touch.path for touch in touched],
+        [touch.root for touch in touched],
+        [touch.remote for touch in touched],
+        [touch.kind for touch in touched],
+        [touch.turn_id for touch in touched],
+        [_lines(touch.lines) for touch in touched],
+    )
+
+
+async def pending(
+    db: AsyncSession, *, session: SessionKey | None = None, older_than_s: float = 0.0, most: int = MAX_PENDING
+) -> list[Pending]:
+    """Touches that wait to be looked at, oldest first; of one session, or of all."""
+    query = select(FileTouchRow.session, FileTouchRow.path, FileTouchRow.touched_at).where(
+        FileTouchRow.pending, FileTouchRow.touched_at <= func.now() - timedelta(seconds=older_than_s)
+    )
+    if session is not None:
+        query = query.where(FileTouchRow.session == session)
+    rows = await db.execute(query.order_by(FileTouchRow.touched_at).limit(most))
+    return [Pending(SessionKey(key), path, at) for key, path, at in rows]
+
+
+async def others(
+    db: AsyncSession, session: SessionKey, path: str, idle: timedelta
+) -> list[tuple[Other, bool]]:
+    """The live sessions that share a file and have not been told so, and whether in the same lines.
+
+    Who touched it last comes first.
+    """
+    rows = await db.execute(OTHERS, {"session": session, "path": path, "idle": idle})
+    return [(Other(SessionKey(row[0]), *row[1:5]), row[5]) for row in rows]
+
+
+async def looked_at(db: AsyncSession, touches: Sequence[Pending]) -> None:
+    """Say that these were looked at; one that was touched again meanwhile waits on."""
+    for touch in sorted(touches, key=lambda each: (each.session, each.path)):
+        await db.execute(
+            text("""
+            UPDATE file_touches SET pending = false
+            WHERE session = :session AND path = :path AND touched_at = :at AND pending
+            """),
+            {"session": touch.session, "path": touch.path, "at": touch.touched_at},
+        )
+
+
+async def forget(db: AsyncSession, session: SessionKey) -> None:
+    """A session is over: what it wrote collides with nobody any more."""
+    await db.execute(text("DELETE FROM file_touches WHERE session = :session"), {"session": session})
+
+
+async def forget_idle(db: AsyncSession, idle: timedelta) -> None:
+    """Forget what sessions wrote that have been idle for long."""
+    await db.execute(
+        text(f"""
+        DELETE FROM file_touches d USING (
+            SELECT t.session, t.path FROM file_touches t JOIN agent_sessions s ON s.id = t.session
+            WHERE t.touched_at < now() - CAST(:idle AS interval) AND NOT {live("s")}
+            FOR UPDATE OF t SKIP LOCKED
+        ) AS old
+        WHERE d.session = old.session AND d.path = old.path
+        """),  # noqa: S608 - only words of ours are put in
+        {"idle": idle},
+    )
+
+
+async def list_files(
+    db: AsyncSession, owner: Owner, project_id: str, *, idle: timedelta, limit: int, cursor: str | None
+) -> Page[ProjectFile]:
+    """The files that live sessions of a project have written, last written first."""
+    is_live = text(live("agent_sessions")).bindparams(idle=idle)
+    mine = (FileTouchRow.owner == owner, FileTouchRow.project_id == project_id, is_live)
+    files = (
+        select(FileTouchRow.path, func.max(FileTouchRow.touched_at).label("at"))
+        .join(SessionRow, SessionRow.id == FileTouchRow.session)
+        .where(*mine)
+        .group_by(FileTouchRow.path)
+        .subquery()
+    )
+    query = select(files.c.path, files.c.at)
+    condition = older_than(cursor, files.c.at, files.c.path)
+    if condition is not None:
+        query = query.where(condition)
+    rows = await db.execute(query.order_by(files.c.at.desc(), files.c.path.desc()).limit(limit + 1))
+    found: dict[str, ProjectFile] = {
+        path: ProjectFile(path=path, touched_at=at, sides=[]) for path, at in rows
+    }
+    touches = await db.execute(
+        select(FileTouchRow, SessionRow.session_id, SessionRow.worktree_id)
+        .join(SessionRow, SessionRow.id == FileTouchRow.session)
+        .where(*mine, FileTouchRow.path.in_(found))
+        .order_by(FileTouchRow.touched_at.desc(), FileTouchRow.session)
+    )
+    for row in touches:
+        found[row[0].path].sides.append(side(*row))
+    return page([(file.touched_at, file.path, file) for file in found.values()], limit)
+
+
+def side(touch: Any, session_id: str, worktree_id: str | None) -> Side:
+    """A session's part in a file."""
+    return Side(
+        session=SessionKey(touch.session),
+        session_id=SessionId(session_id),
+        turn_id=TurnId(touch.turn_id) if touch.turn_id else None,
+        worktree_id=worktree_id,
+        kind=touch.kind,
+        at=touch.touched_at,
+    )

@@ -1,0 +1,372 @@
+"""Touches and collisions in the database: one indexed query a touch, one row a pair, whoever finds it."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from app.domain.collisions import Touched
+from app.domain.ids import SessionKey
+from app.domain.touches import WHOLE, Lines, TouchKind
+from app.engine.collisions import Collisions
+from app.store import touches
+from app.store.bell import Bell
+from app.store.database import Address, Database
+from app.store.touches import MAX_LINES_TEXT, MAX_OTHERS, MAX_PATH, OTHERS
+
+IDLE = timedelta(minutes=30)
+
+
+class Store:
+    """A process's database, and a connection like the appender's."""
+
+    def __init__(self, database: Database, line: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self.database = database
+        self.line = line
+
+    async def session(self, name: str, project: str | None = "p", owner: str = "default") -> SessionKey:
+        """A session of a project."""
+        key = await self.line.fetchval(
+            """
+            INSERT INTO agent_sessions (owner, session_id, chat_id, agent, backend, provider, creation_key,
+                cwd, agent_session_id, project_id)
+            VALUES ($1, $2, $2, 'demo', 'demo', 'demo', $2, '/', $2, $3) RETURNING id
+            """,
+            owner,
+            name,
+            project,
+        )
+        return SessionKey(key)
+
+    async def touch(
+        self,
+        session: SessionKey,
+        path: str = "a.py",
+        *,
+        root: str = "/w",
+        kind: TouchKind = "edit",
+        lines: tuple[Lines, ...] | None = None,
+        remote: str | None = "far",
+    ) -> None:
+        """Keep that a session has written a file."""
+        touched = Touched(path=path, root=root, remote=remote, kind=kind, turn_id=None, lines=lines)
+        await touches.write(self.line, session, [touched])
+
+    async def others(self, session: SessionKey, path: str = "a.py") -> list[tuple[SessionKey, bool]]:
+        """Who shares a file with a session."""
+        async with self.database.begin() as db:
+            return [(o.session, same) for o, same in await touches.others(db, session, path, IDLE)]
+
+    async def told(self, session: SessionKey) -> list[dict[str, Any]]:
+        """Everything in a session's log."""
+        rows = await self.line.fetch("SELECT seq, body FROM events WHERE session = $1 ORDER BY seq", session)
+        assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+        return [json.loads("{" + row["body"]) for row in rows]
+
+    async def look(self, *sessions: SessionKey, times: int = 1) -> None:
+        """Compare what the sessions wrote, all at once, in processes of their own."""
+        async with anyio.create_task_group() as tasks:
+            for session in sessions * times:
+                tasks.start_soon(Collisions(self.database, idle_s=1800).look, session)
+
+
+@asynccontextmanager
+async def opened(address: Address) -> AsyncIterator[Store]:
+    database = Database(address, address, Bell(), pool_size=8)
+    line = await asyncpg.connect(**address.arguments)
+    try:
+        yield Store(database, line)
+    finally:
+        await line.close()
+        await database.aclose()
+
+
+@pytest.fixture
+async def store(database_address: Address) -> AsyncIterator[Store]:
+    """A database of the test's own."""
+    async with opened(database_address) as running:
+        yield running
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """A plan's nodes."""
+    return [plan, *(node for child in plan.get("Plans", ()) for node in nodes(child))]
+
+
+async def explain(store: Store, session: SessionKey, path: str) -> list[dict[str, Any]]:
+    """How PostgreSQL answers the one query of a touch: every node, with what it read."""
+    async with store.database.begin() as db:
+        found = await db.scalar(
+            text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {OTHERS.text}"),
+            {"session": session, "path": path, "idle": IDLE},
+        )
+    return nodes((json.loads(found) if isinstance(found, str) else found)[0]["Plan"])
+
+
+async def run_turns(store: Store, *sessions: SessionKey) -> None:
+    """A running turn of each of the sessions; of every one, if none is named."""
+    await store.line.execute(
+        """
+        INSERT INTO turns (id, session, status, rank, prompt, on_disconnect, multitask_strategy,
+            queue_timeout_s, deadline_s, idle_timeout_s, max_attempts, first_seq, started_at)
+        SELECT 't-' || id, id, 'running', 1, '', 'continue', 'reject', 1, 1, 1, 1, 1, now()
+        FROM agent_sessions WHERE $1 OR id = ANY($2::bigint[])
+        """,
+        not sessions,
+        sessions,
+    )
+
+
+async def crowd(store: Store, sessions: int, files: int = 10) -> SessionKey:
+    """A project of many sessions at work on files of their own, each in a collision with the next; two more
+    share a file: one of these."""
+    await store.line.execute(
+        """
+        INSERT INTO agent_sessions (owner, session_id, chat_id, agent, backend, provider, creation_key, cwd,
+            agent_session_id, project_id)
+        SELECT 'default', 'n-' || n, 'n-' || n, 'demo', 'demo', 'demo', 'n', '/', 'n', 'p'
+        FROM generate_series(1, $1::int) n
+        """,
+        sessions,
+    )
+    await store.line.execute(
+        """
+        INSERT INTO file_touches (session, path, owner, project_id, root, kind, pending)
+        SELECT s.id, 'src/' || s.id || '/' || f, 'default', 'p', '/w', 'edit', false
+        FROM agent_sessions s, generate_series(1, $1::int) f
+        """,
+        files,
+    )
+    await store.line.execute(
+        """
+        INSERT INTO collisions (id, owner, project_id, path, session_a, session_b, severity, overlap, touches)
+        SELECT 'col_' || a.id, 'default', 'p', 'a.py', a.id, b.id, 'merge', 'same_file', '[]'
+        FROM agent_sessions a JOIN agent_sessions b ON b.id = a.id + 1
+        """
+    )
+    one, two = await store.session("one"), await store.session("two")
+    await run_turns(store)
+    await store.touch(one)
+    await store.touch(two)
+    await store.line.execute("ANALYZE agent_sessions, file_touches, collisions, turns")
+    return two
+
+
+async def test_the_query_of_a_touch_reads_as_much_among_5000_sessions_as_among_10(
+    database_address: Address, store: Store
+) -> None:
+    """Indexes all the way: no table is scanned, and the pages read grow as an index's depth does."""
+    pages = []
+    for sessions in (10, 5_000):
+        await store.line.execute("TRUNCATE agent_sessions CASCADE")
+        two = await crowd(store, sessions)
+        found = await explain(store, two, "a.py")
+        assert found[0]["Actual Rows"] == 1
+        pages.append(found[0]["Shared Hit Blocks"] + found[0]["Shared Read Blocks"])
+        if sessions > 10:  # among ten rows a scan is right
+            scans = [node for node in found if "Scan" in node["Node Type"]]
+            assert scans
+            assert not [node for node in scans if node["Node Type"] == "Seq Scan"], scans
+            assert "file_touches_file_idx" in {node.get("Index Name") for node in scans}
+            assert all(node["Actual Rows"] <= 2 for node in scans), scans
+    assert pages[1] <= pages[0] + 12, pages
+
+
+async def test_who_shares_a_file_is_found_within_owner_project_and_life(store: Store) -> None:
+    """Nobody else's session, no other project's, none that is closed or has been idle for long."""
+    mine = await store.session("mine")
+    await store.touch(mine)
+    yours = await store.session("yours")
+    for session in (
+        yours,
+        await store.session("other-project", "q"),
+        await store.session("other-owner", owner="other"),
+        await store.session("no-project", None),
+        closed := await store.session("closed"),
+        closing := await store.session("closing"),
+        idle := await store.session("idle"),
+    ):
+        await store.touch(session)
+    await store.touch(await store.session("other-file"), "b.py")
+    await store.line.execute("UPDATE agent_sessions SET status = 'closed' WHERE id = $1", closed)
+    await store.line.execute("UPDATE agent_sessions SET status = 'closing' WHERE id = $1", closing)
+    await store.line.execute(
+        "UPDATE agent_sessions SET last_active_at = now() - interval '31 minutes' WHERE id = $1", idle
+    )
+    assert await store.others(mine) == [(yours, False)]
+    await run_turns(store, idle, closing)
+    found = {key for key, _ in await store.others(mine)}
+    assert found == {yours, idle, closing}, "a turn that runs is life"
+
+
+@pytest.mark.parametrize(
+    ("mine", "yours", "same"),
+    [
+        (((1, 3),), ((3, 5),), True),
+        (((1, 3),), ((4, 5),), False),
+        (((1, 3), (10, 12)), ((5, 6), (11, 11)), True),
+        (WHOLE, ((99, 99),), True),
+        (None, ((1, 3),), False),
+        (None, None, False),
+    ],
+)
+async def test_lines_that_both_changed_are_the_same_lines(
+    store: Store, mine: tuple[Lines, ...] | None, yours: tuple[Lines, ...] | None, same: bool
+) -> None:
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, lines=mine)
+    await store.touch(two, lines=yours)
+    assert await store.others(one) == [(two, same)]
+    assert await store.others(two) == [(one, same)]
+
+
+async def test_lines_of_later_touches_are_added(store: Store) -> None:
+    """A touch of unknown lines takes nothing away, and there is a bound."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(two, lines=((7, 7),))
+    for lines, same in ((((1, 1),), False), (None, False), (((7, 9),), True), (None, True)):
+        await store.touch(one, lines=lines)
+        assert await store.others(one) == [(two, same)], lines
+    for first in range(100, 100_000, 1_000):
+        await store.touch(one, lines=tuple((first + 3 * n, first + 3 * n) for n in range(90)))
+    size = await store.line.fetchval("SELECT length(lines::text) FROM file_touches WHERE session = $1", one)
+    assert size <= MAX_LINES_TEXT
+
+
+async def test_the_longest_path_that_is_kept_fits_the_index(store: Store) -> None:
+    """Of the longest project and owner, in characters that do not shrink."""
+    path = secrets.token_hex(MAX_PATH // 2)
+    owner, project = secrets.token_hex(64), "".join(chr(0x1F600 + n % 64) for n in range(128))
+    one = await store.session("one", project, owner)
+    two = await store.session("two", project, owner)
+    await store.touch(one, path)
+    await store.touch(two, path)
+    assert await store.others(one, path) == [(two, False)]
+
+
+async def test_both_logs_are_told_once_however_many_look_at_once(store: Store) -> None:
+    """Two sessions, looked at by ten processes each: one row, one event in each log, the same words."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, root="/w/1", lines=((1, 2),))
+    await store.touch(two, root="/w/2", kind="write", lines=WHOLE)
+    await store.look(one, two, times=10)
+    logs = [await store.told(session) for session in (one, two)]
+    assert [len(log) for log in logs] == [1, 1]
+    (first,), (second,) = logs
+    assert (first["type"], first["data"]) == ("file.collision", second["data"])
+    data = first["data"]
+    assert (data["path"], data["severity"], data["overlap"]) == ("a.py", "merge", "same_lines")
+    assert [(each["session_id"], each["kind"]) for each in data["sessions"]] == [
+        ("one", "edit"),
+        ("two", "write"),
+    ]
+    assert await store.line.fetchval("SELECT count(*) FROM collisions") == 1
+    assert not await store.line.fetchval("SELECT bool_or(pending) FROM file_touches")
+    await store.touch(one)
+    await store.look(one)
+    assert [len(await store.told(session)) for session in (one, two)] == [1, 1]
+
+
+async def test_a_collision_that_comes_to_the_same_lines_is_told_once_more(store: Store) -> None:
+    one, two = await store.session("one"), await store.session("two")
+    for session, lines in ((one, ((1, 1),)), (two, ((9, 9),)), (one, ((9, 9),)), (two, ((9, 9),))):
+        await store.touch(session, lines=lines)
+        await store.look(session)
+    told = [event["data"] for event in await store.told(two)]
+    assert [data["overlap"] for data in told] == ["same_file", "same_lines"]
+    assert len({data["collision_id"] for data in told}) == 1
+    assert told == [event["data"] for event in await store.told(one)]
+
+
+@pytest.mark.parametrize(
+    ("mine", "yours", "severity"),
+    [
+        (("/w", None), ("/w", None), "overwrite"),
+        (("/w", None), ("/v", None), "merge"),
+        (("/w", "far"), ("/w", "far"), "overwrite"),
+        (("/w", "far"), ("/w", "near"), "merge"),
+        (("/w", "far"), ("/w", None), "merge"),
+    ],
+)
+async def test_one_worktree_is_one_root_on_one_disk(
+    store: Store, mine: tuple[str, str | None], yours: tuple[str, str | None], severity: str
+) -> None:
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, root=mine[0], remote=mine[1])
+    await store.touch(two, root=yours[0], remote=yours[1])
+    await store.look(one)
+    (event,) = await store.told(two)
+    assert (event["data"]["severity"], event["data"]["merge_conflict"]) == (severity, None)
+
+
+async def test_many_who_write_one_file_are_told_in_pairs_and_never_deadlock(store: Store) -> None:
+    """Twelve at once, each compared by two processes: every pair once, and every log without a hole."""
+    keys = [await store.session(f"s-{n}") for n in range(12)]
+    for key in keys:
+        await store.touch(key)
+    with anyio.fail_after(60):
+        await store.look(*keys, times=2)
+    assert await store.line.fetchval("SELECT count(*) FROM collisions") == 12 * 11 // 2
+    for key in keys:
+        assert len(await store.told(key)) == 11
+
+
+async def test_a_touch_is_compared_with_a_bounded_number_of_sessions(store: Store) -> None:
+    keys = [await store.session(f"s-{n}") for n in range(MAX_OTHERS + 5)]
+    for key in keys:
+        await store.touch(key)
+    found = [key for key, _ in await store.others(keys[0])]
+    assert found == keys[:4:-1], "those that touched it last"
+
+
+async def test_what_a_process_left_unsaid_is_told_by_another(store: Store) -> None:
+    """Killed between the batch and the telling: the touch still waits, and any process finds it."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one)
+    await store.touch(two)
+    collisions = Collisions(store.database, idle_s=1800)
+    await collisions.sweep()
+    assert await store.told(one) == [], "its own process may just be about to"
+    await store.line.execute("UPDATE file_touches SET touched_at = now() - interval '1 minute'")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(collisions.sweep)
+    assert [len(await store.told(session)) for session in (one, two)] == [1, 1]
+
+
+async def test_a_session_idle_for_long_is_in_no_collision_any_more(store: Store) -> None:
+    """Both logs are told once, what it wrote is forgotten, and its next write begins anew."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one)
+    await store.touch(two)
+    await store.look(one)
+    collisions = Collisions(store.database, idle_s=1800)
+    await collisions.sweep()
+    assert [event["type"] for event in await store.told(one)] == ["file.collision"]
+    await store.line.execute(
+        "UPDATE agent_sessions SET last_active_at = now() - interval '31 minutes' WHERE id = $1", one
+    )
+    await store.line.execute("UPDATE file_touches SET touched_at = now() - interval '31 minutes'")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(collisions.sweep)
+    for session in (one, two):
+        told = await store.told(session)
+        assert [event["type"] for event in told] == ["file.collision", "file.collision_resolved"]
+        assert told[1]["data"]["reason"] == "session_idle"
+        assert told[1]["data"]["collision_id"] == told[0]["data"]["collision_id"]
+    left = await store.line.fetch("SELECT session FROM file_touches")
+    assert [row["session"] for row in left] == [two], "who is not idle keeps what it wrote"
+    await store.line.execute("UPDATE agent_sessions SET last_active_at = now()")
+    await store.touch(one)
+    await store.look(one)
+    told = await store.told(two)
+    assert [event["type"] for event in told][2:] == ["file.collision"]
+    assert told[2]["data"]["collision_id"] != told[0]["data"]["collision_id"]
