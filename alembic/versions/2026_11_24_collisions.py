@@ -35,7 +35,10 @@ def upgrade() -> None:
     )
     op.create_index("file_touches_file_idx", "file_touches", ["owner", "project_id", "path"])
     op.create_index(
-        "file_touches_pending_idx", "file_touches", ["touched_at"], postgresql_where=sa.text("pending")
+        "file_touches_pending_idx",
+        "file_touches",
+        ["session", "touched_at"],
+        postgresql_where=sa.text("pending"),
     )
     op.create_table(
         "collisions",

@@ -308,7 +308,7 @@ class FileTouchRow(Base):
     __table_args__ = (
         CheckConstraint("kind IN ('edit', 'write', 'delete', 'move', 'shell')", name="kind"),
         Index("file_touches_file_idx", "owner", "project_id", "path"),
-        Index("file_touches_pending_idx", "touched_at", postgresql_where=text("pending")),
+        Index("file_touches_pending_idx", "session", "touched_at", postgresql_where=text("pending")),
     )
 
 
