@@ -39,10 +39,10 @@ class Batch:
         self.events += [(turn, event) for event in told.events]
         self.asked += told.asked
 
-    @property
-    def writes_files(self) -> bool:
-        """Whether it tells of files that the agent wrote."""
-        return any(touches_of(event) for _, event in self.events)
+    def has_touches(self, hosted: Hosted) -> bool:
+        """Whether it tells of files that the agent wrote, and that somebody of its project may write, too."""
+        in_project = hosted.session.project_id is not None
+        return in_project and any(touches_of(event) for _, event in self.events)
 
     async def write(self, hosted: Hosted, run: Run | None) -> bool:
         """Commit it; waits for as long as the database is down.

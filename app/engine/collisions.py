@@ -16,7 +16,7 @@ from app.domain.collisions import Collision, CollisionStatus, ProjectFile
 from app.domain.errors import DatabaseUnavailable
 from app.domain.events import Event, Resolution
 from app.domain.ids import CollisionId, Owner, SessionKey
-from app.engine.merging import conflicting
+from app.engine.merging import MERGE_S, conflicting
 from app.store import collisions, eventlog, touches
 from app.store.collisions import Pair, Party
 from app.store.database import Database, Transaction
@@ -97,19 +97,31 @@ class Collisions:
                     met[other][touch.path] = same_lines
             if not met:
                 await touches.looked_at(db, found)
+        deadline = anyio.current_time() + MERGE_S
         for other, paths in met.items():
-            await self._meet(session, other, paths)
+            await self._meet(session, other, paths, deadline)
         if met:
             async with self._database.begin() as db:
                 await touches.looked_at(db, found)
         return len(found)
 
-    async def _meet(self, session: SessionKey, other: Other, paths: Mapping[str, bool]) -> None:
-        """Tell of the files that a session shares with another; true are those of the same lines."""
-        conflicts: frozenset[str] | None = None
-        if not other.is_in_one_worktree and other.is_on_this_machine:
+    async def _conflicts(
+        self, other: Other, paths: Mapping[str, bool], deadline: float
+    ) -> frozenset[str] | None:
+        """Git's word, if it can be had until then: all who write the file share the time."""
+        if other.is_in_one_worktree or not other.is_on_this_machine:
+            return None
+        with anyio.move_on_at(deadline):
             async with self._merges:
-                conflicts = await conflicting(other.own_root, other.root, list(paths))
+                rest = deadline - anyio.current_time()
+                return await conflicting(other.own_root, other.root, list(paths), within_s=rest)
+        return None
+
+    async def _meet(
+        self, session: SessionKey, other: Other, paths: Mapping[str, bool], deadline: float
+    ) -> None:
+        """Tell of the files that a session shares with another; true are those of the same lines."""
+        conflicts = await self._conflicts(other, paths, deadline)
         pair = Pair.of(session, other.session)
         async with self._database.begin() as db:
             parties = await collisions.lock(db, pair, self._idle)

@@ -411,6 +411,10 @@ class Runner:
     async def _tell(self, reports: Sequence[Report]) -> None:
         batch, died, regained = Batch(), False, False
         for report in reports:
+            ends = any(isinstance(signal, TurnEnd) for signal in report.signals)
+            if ends and batch.has_touches(self._hosted):  # who else writes the file is told before the end
+                await self._commit(batch)
+                batch = Batch()
             for signal in report.signals:
                 run = self.run
                 died = died or isinstance(signal, AgentDied)
@@ -426,9 +430,6 @@ class Runner:
                     await self._retry(run, signal)
                     continue
                 if run is not None and report.attempt == run.attempt and run.status not in ENDS:
-                    if isinstance(signal, TurnEnd) and batch.writes_files:
-                        await self._commit(batch)  # who else writes the file is told before the turn ends
-                        batch = Batch()
                     batch.add(run.turn.id, run.tell(signal))
                     if run.status in ENDS:
                         batch.cursor = report.cursor or batch.cursor

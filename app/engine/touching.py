@@ -83,7 +83,7 @@ def _by_text(cwd: str, touch: Touch) -> _Found | None:
 
 
 def _on_disk(cwd: str, touches: Sequence[Touch]) -> list[_Found | None]:
-    root = worktree_root(cwd)
+    root = _spelled(worktree_root(cwd))
     return [_one_on_disk(cwd, root, touch) for touch in touches]
 
 
@@ -95,14 +95,13 @@ def _one_on_disk(cwd: str, root: str, touch: Touch) -> _Found | None:
             where = os.path.join(os.path.realpath(parent), name)
         else:  # what is written through a link is its target
             where = os.path.realpath(path)
-        where = os.path.normpath(where)
+        where = _spelled(os.path.normpath(where))
         if where == root or not where.startswith(root.rstrip("/") + "/"):
             return None
-        relative = _spelled(root, os.path.relpath(where, root))
         lines = touch.lines
         if lines is None and touch.snippet:
             lines = _lines_of(where, touch.snippet, touch.within)
-        return _Found(root, relative, lines)
+        return _Found(root, os.path.relpath(where, root), lines)
     except (OSError, ValueError):  # a loop of links, a name too long, a NUL
         return _by_text(cwd, touch)
 
@@ -119,16 +118,15 @@ def worktree_root(cwd: str) -> str:
         directory = above
 
 
-def _spelled(root: str, relative: str) -> str:
+def _spelled(path: str) -> str:
     """The path as the directories spell it, where the file system takes upper and lower case for the same."""
-    directory, parts = root, []
-    for name in relative.split("/"):
-        here = os.path.join(directory, name)
-        if name.swapcase() != name and _is_same(here, os.path.join(directory, name.swapcase())):
-            name = spelling(name, os.listdir(directory))
-        parts.append(name)
-        directory = os.path.join(directory, name)
-    return "/".join(parts)
+    found = "/"
+    for name in path.split("/")[1:]:
+        here = os.path.join(found, name)
+        if name.swapcase() != name and _is_same(here, os.path.join(found, name.swapcase())):
+            name = spelling(name, os.listdir(found))
+        found = os.path.join(found, name)
+    return found
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -13,6 +13,7 @@ from tests.engine.replicas import two_houses
 from tests.engine.worktrees import two_worktrees, write
 from tests.house import PATIENCE, House, assert_unbroken, durable, open_house, parse_frames
 from tests.system.test_faults import all_gone, serving
+from tests.system.test_paseo_recovery import daemon_house
 
 PROJECT = "team/app"
 
@@ -428,6 +429,25 @@ async def test_on_two_replicas_both_logs_are_told_once(database_url: str, folder
                 paths = [event["data"]["path"] for event in log if event["type"] == "file.collision"]
                 assert sorted(paths) == files
             assert len((await house.get("/v1/collisions"))["items"]) == len(files)
+
+
+@pytest.mark.parametrize("kind", ["edit", "write"])
+async def test_agents_of_different_backends_meet(database_url: str, folder: Path, kind: str) -> None:
+    """One behind a Paseo daemon and one of ours, in two worktrees: before the daemon's turn ends."""
+    (folder / "work").mkdir()
+    two_worktrees(folder / "work")
+    async with daemon_house(database_url, folder) as (house, _):
+        await join(house, "one")
+        await house.run("one", "edit a.txt:2")
+        await join(house, "two", agent="scripted")
+        turn = await house.run("two", f"tool {kind} {house.cwd}/two/a.txt")
+        types = [event["type"] for event in await house.log("two") if event["turn_id"] == turn["turn_id"]]
+        assert types.index("file.collision") < types.index("turn.completed")
+        (event,) = await told(house, "one")
+        assert [each["session_id"] for each in event["data"]["sessions"]] == ["one", "two"]
+        whole = kind == "write"
+        assert event["data"]["overlap"] == ("same_lines" if whole else "same_file")
+        assert event["data"]["sessions"][1]["kind"] == ("write" if whole else "edit")
 
 
 async def test_a_write_outside_our_turns_is_no_prompt_that_arrived(house: House) -> None:
