@@ -1,0 +1,99 @@
+"""One run of a command, from its start to its end: no shell, both pipes drained, its whole group ended."""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from subprocess import DEVNULL
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+
+GRACE_S = 1.0
+"""Seconds that a command's processes have between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command that ended by itself; `code` is negative for a signal."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class TooMuchOutput(Exception):
+    """The command wrote more than may be kept; it was ended."""
+
+
+async def run(
+    command: Sequence[str], *, env: Mapping[str, str], deadline: float, most: int, cwd: str | None = None
+) -> Finished:
+    """Run a command to its end. However this is left, nothing of its process group runs afterwards.
+
+    `most` bounds the bytes of standard output; of standard error only that many at the end are kept.
+
+    Raises:
+        OSError: it could not be started.
+        TimeoutError: it did not end within `deadline` seconds.
+        TooMuchOutput: it wrote more than `most` bytes.
+    """
+    process = await anyio.open_process(list(command), env=env, cwd=cwd, stdin=DEVNULL, start_new_session=True)
+    assert process.stdout is not None and process.stderr is not None
+    written = _Written(most)
+    finished = False
+    try:
+        with anyio.fail_after(deadline):
+            async with anyio.create_task_group() as draining:  # an unread pipe would block it
+                draining.start_soon(written.read, process.stdout, draining.cancel_scope)
+                draining.start_soon(written.read_tail, process.stderr)
+            if written.is_too_much:
+                raise TooMuchOutput
+            code = await process.wait()
+            finished = True
+            return Finished(code, bytes(written.stdout), bytes(written.stderr))
+    finally:
+        with anyio.CancelScope(shield=True):
+            if not finished:
+                await _end(process)
+            with anyio.move_on_after(GRACE_S):
+                await process.aclose()
+
+
+class _Written:
+    """What a command has written so far."""
+
+    def __init__(self, most: int) -> None:
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self._most = most
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether it passed the bound."""
+        return len(self.stdout) > self._most
+
+    async def read(self, stream: ByteReceiveStream, draining: anyio.CancelScope) -> None:
+        async for chunk in stream:
+            self.stdout += chunk
+            if self.is_too_much:
+                draining.cancel()
+
+    async def read_tail(self, stream: ByteReceiveStream) -> None:
+        async for chunk in stream:
+            self.stderr += chunk
+            del self.stderr[: -self._most]
+
+
+async def _end(process: Process) -> None:
+    """End a command's group, also where only its leader has ended."""
+    _signal(process, signal.SIGTERM)
+    with anyio.move_on_after(GRACE_S):
+        while process.returncode is None:  # noqa: ASYNC110 - `wait` would wait for the pipes too
+            await anyio.sleep(0.01)
+    _signal(process, signal.SIGKILL)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

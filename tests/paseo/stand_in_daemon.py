@@ -1,0 +1,177 @@
+"""The daemon behind the stand-in for the `paseo` command: a file, brought up to now whenever it is read."""
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+HOME = Path(os.environ["STAND_IN"])
+PROVIDERS = {
+    name: (label, model, mode)
+    for name, label, model, mode in (
+        ("claude", "Claude", "claude-opus-4-6", "default"),
+        ("codex", "Codex", "gpt", "auto"),
+        ("copilot", "Copilot", "gpt", "https://agentclientprotocol.com/protocol/session-modes#agent"),
+        ("opencode", "OpenCode", "zen", "build"),
+        ("pi", "Pi", "pi", "default"),
+        ("scripted", "Scripted", "m1", "default"),
+        ("scripted-history", "Scripted with history", "m1", "default"),
+        ("scripted-list", "Scripted with session list", "m1", "default"),
+        ("scripted-noload", "Scripted without resume", "m1", "default"),
+        ("scripted-thinking", "Scripted with effort", "m1", "default"),
+        ("missing-binary", "Missing", "m1", "default"),
+        ("switched-off", "Off", "m1", "default"),
+    )
+}
+
+
+class Failed(Exception):
+    """An error as the command tells it."""
+
+    def __init__(self, code: str, message: str, details: str | None = None) -> None:
+        super().__init__(message)
+        self.error: Json = {"code": code, "message": message}
+        if details:
+            self.error["details"] = details
+
+
+@contextmanager
+def daemon() -> Iterator[Json]:
+    """Its state, ours alone and brought up to now; kept afterwards."""
+    with (HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = HOME / "state.json"
+        state = json.loads(path.read_text()) if path.exists() else {}
+        state = {"speed": 1.0, "agents": {}} | state
+        for agent in state["agents"].values():
+            advance(agent, state["speed"])
+        try:
+            yield state
+        finally:
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(state))
+            fresh.replace(path)
+
+
+def known(state: Json, given: str, code: str, prefix: str) -> Json:
+    """The agent of that id, or of one that begins so."""
+    agent: Json
+    for agent in state["agents"].values():
+        if given and agent["id"].startswith(given):
+            return agent
+    details = 'Use "paseo ls" to list available agents' if code == "AGENT_NOT_FOUND" else None
+    raise Failed(code, f"{prefix}Agent not found: {given}", details)
+
+
+def stamp() -> str:
+    """A time as the daemon writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+
+
+def new_agent(state: Json, provider: str, cwd: str, title: str | None) -> Json:
+    """Another agent."""
+    _, model, mode = PROVIDERS.get(provider, ("", None, None))
+    agent: Json = {
+        "id": str(uuid.uuid4()),
+        "provider": provider,
+        "cwd": cwd,
+        "title": title,
+        "model": model,
+        "mode": mode,
+    }
+    agent |= {"archived": None, "created": stamp(), "updated": stamp(), "items": [], "lines": [], "due": 0.0}
+    agent |= {
+        "status": "idle",
+        "error": None,
+        "dead": False,
+        "pending": None,
+        "stubborn": False,
+        "labels": {},
+    }
+    state["agents"][agent["id"]] = agent
+    return agent
+
+
+def prompt(agent: Json, text: str) -> None:
+    """Begin a turn; it replaces one that runs."""
+    if agent["archived"]:
+        agent |= {"archived": None, "status": "idle"}
+    agent["items"].append(["user", text])
+    agent |= {
+        "status": "running",
+        "lines": text.split("\n"),
+        "due": time.time(),
+        "pending": None,
+        "updated": stamp(),
+    }
+    agent |= {"stubborn": False, "error": None}
+
+
+def advance(agent: Json, speed: float) -> None:
+    """Play the turn as far as it has come by now."""
+    while (
+        agent["status"] == "running"
+        and not agent["pending"]
+        and not agent["dead"]
+        and agent["due"] <= time.time()
+    ):
+        if not agent["lines"]:
+            agent["status"] = "idle"
+            return
+        verb, _, rest = agent["lines"].pop(0).partition(" ")
+        play(agent, verb, rest, speed)
+
+
+def play(agent: Json, verb: str, rest: str, speed: float) -> None:
+    """One line of a script."""
+    items = agent["items"]
+    if verb == "say":
+        if items[-1][0] == "assistant":
+            items[-1][1] += rest
+        else:
+            items.append(["assistant", rest])
+    elif verb in ("sleep", "stubborn"):
+        agent["due"] += float(rest) / 1000 / speed
+        agent["stubborn"] = verb == "stubborn"
+    elif verb == "think":
+        items.append(["mark", f"[Reasoning] {rest}"])
+    elif verb == "tool":
+        items.append(["mark", "[Tool: execute] completed"])
+    elif verb == "plan":
+        steps = rest.split(";")
+        items.append(["mark", f"[Todo] {sum(step.startswith('+') for step in steps)}/{len(steps)} completed"])
+    elif verb == "ask":
+        agent["pending"] = {"id": uuid.uuid4().hex[:8], "tool": "tool"}
+    elif verb == "fail":
+        items.append(["mark", "[System Error] [object Object]"])
+        agent |= {"status": "error", "error": "[object Object]"}
+    elif verb == "crash":
+        agent |= {"status": "error", "error": "ACP agent exited unexpectedly (3)", "dead": True}
+
+
+def activity(agent: Json, tail: int | None = None) -> str:
+    """The items as text."""
+    lines = [f"[User] {text}" if kind == "user" else text for kind, text in agent["items"]]
+    return "\n".join(lines if tail is None else lines[-tail:]) or "No activity to display."
+
+
+def at_rest(agent_id: str, seconds: float) -> tuple[Json, str]:
+    """The agent once it is at rest or asks, or after that time; the state of the moment."""
+    until = None
+    while True:
+        with daemon() as state:
+            agent = state["agents"][agent_id]
+            until = until or time.time() + seconds / state["speed"]
+            if agent["status"] != "running" or agent["pending"]:
+                return agent, "permission" if agent["pending"] else "error" if agent[
+                    "status"
+                ] == "error" else "idle"
+        if time.time() > until:
+            return agent, "timeout"
+        time.sleep(0.01)
