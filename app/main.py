@@ -20,8 +20,10 @@ from app.api.openapi import docs_router, install
 from app.api.problems import install_handlers
 from app.api.rooms import Rooms
 from app.backends.acp import AcpBackend
+from app.backends.acp_process import child_environment
 from app.backends.base import Backend, Place
 from app.backends.paseo import PaseoBackend
+from app.backends.paseo_cli import PaseoCliBackend
 from app.backends.registry import Registry
 from app.console import pages
 from app.demo import COMMAND_LINE
@@ -335,3 +337,14 @@ def _backend(name: str, one: BackendSettings, settings: Settings, tasks: TaskGro
             assert one.url is not None
             password = one.password.get_secret_value() if one.password else None
             return PaseoBackend(name, str(one.url), password, place, one.provider or "opencode", tasks)
+        case "paseo-cli":
+            return PaseoCliBackend(
+                name,
+                one.command or ("paseo",),
+                place,
+                one.provider or "opencode",
+                tasks,
+                env=child_environment(os.environ, (), one.env),
+                url=None if one.url is None else str(one.url),
+                password=one.password.get_secret_value() if one.password else None,
+            )

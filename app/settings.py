@@ -62,15 +62,16 @@ class _Strict(BaseModel):
 class BackendSettings(_Strict):
     """One backend: a named instance of a type."""
 
-    type: Literal["paseo", "acp"]
+    type: Literal["paseo", "paseo-cli", "acp"]
     url: HttpUrl | None = None
-    """Paseo: the daemon's address."""
+    """Paseo: the daemon's address; the command (`paseo-cli`) may know it by itself."""
     password: SecretStr | None = None
     """Paseo: the daemon's password."""
     command: tuple[str, ...] = ()
-    """ACP: the agent's program and arguments; never taken from a request."""
+    """The agent's program (`acp`), or the client's (`paseo-cli`, default `paseo`), and its arguments; never
+    taken from a request."""
     env: dict[str, str] = Field(default={}, repr=False)
-    """ACP: variables for the agent, beside the few that every agent gets."""
+    """Variables for that program, beside the few that every one gets."""
     filesystem: Literal["shared", "remote"] = "shared"
     """Whether the backend's disk is this machine's."""
     roots: Annotated[tuple[Absolute, ...], Field(min_length=1)] | None = None
@@ -86,6 +87,10 @@ class BackendSettings(_Strict):
             raise ValueError('an acp backend needs a command, for example command = ["opencode", "acp"]')
         if self.type == "paseo" and self.url is None:
             raise ValueError('a paseo backend needs a url, for example url = "http://127.0.0.1:6767"')
+        if self.type == "paseo-cli" and self.password is not None and self.url is None:
+            raise ValueError("the password of a paseo-cli backend needs the daemon's url")
+        if self.type == "paseo-cli" and self.url is not None and self.url.scheme != "http":
+            raise ValueError("a paseo-cli backend reaches its daemon by http only")
         return self
 
 

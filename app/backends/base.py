@@ -177,6 +177,8 @@ class OpenAttempt:
     name: str
     was_told: bool
     """Whether anything was ever told of it: then it had arrived."""
+    text: str = ""
+    """Its prompt, by which a backend whose messages have no names finds it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,6 +175,11 @@ class ForeignActivity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StillRunning:
+    """A sign of life of the turn, from a backend that tells no more of it before its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """The backend can no longer tell what happened between its positions `start` and `end`."""
 
@@ -199,6 +204,7 @@ Signal: TypeAlias = (
     | LinkLost
     | LinkRestored
     | ForeignActivity
+    | StillRunning
     | Gap
     | CompactionUpdated
     | Notice

@@ -48,6 +48,7 @@ from app.domain.signals import (
     PermissionSettled,
     RequestsExpired,
     Signal,
+    StillRunning,
     TurnBroke,
     TurnEnd,
     TurnEnded,
@@ -199,7 +200,7 @@ class Run:
                     told.events.append(BackendReconnected())
                 self._link_is_down = False
                 self.regain(pending, told)
-            case ForeignActivity():
+            case ForeignActivity() | StillRunning():
                 pass
             case _:
                 if isinstance(signal, Usage):

@@ -224,7 +224,8 @@ class Runner:
     async def _find_again(self, run: Run) -> None:
         """Have the backend find out what became of a turn whose last host is gone; reports tell the rest."""
         try:
-            await self._keeper.load(OpenAttempt(run.attempt, was_told=run.last_event_at is not None))
+            was_told = run.last_event_at is not None
+            await self._keeper.load(OpenAttempt(run.attempt, was_told, run.turn.request.prompt))
             self._hosted.look()  # answers may wait that nobody could send
         except BackendUnavailable:
             self._postponed_until = time.monotonic() + POSTPONE_S

@@ -51,6 +51,7 @@ from app.domain.signals import (
     Usage,
 )
 from tests.backends.acp_house import DEMO, PATIENCE, acp_backend, is_end, text, until
+from tests.backends.paseo_cli_house import cli_backend
 from tests.backends.paseo_house import SPEED, paseo_backend
 from tests.paseo.twin import Twin
 
@@ -78,6 +79,10 @@ class Traits:
     """Whether a tool call is always told as running before it ends; else its start may be left out."""
     runs_what_it_asked: bool = True
     """Whether an agent runs a tool once it is allowed to."""
+    tells_all: bool = True
+    """Whether it tells of a turn while it runs, and more than words: else these alone, at its end."""
+    sees_ends: bool = True
+    """Whether it sees how a turn ends: else an end without an error is always reconciled."""
 
 
 class Stage(Protocol):
@@ -169,6 +174,22 @@ class PaseoStage:
 
 
 @dataclass
+class CliStage(PaseoStage):
+    """The agents of the stand-in for the `paseo` command, which play the twin's scripts."""
+
+    traits: Traits = field(
+        default_factory=lambda: Traits(
+            stop_reasons=False,
+            names_messages=False,
+            error_texts=False,
+            heals=True,
+            tells_all=False,
+            sees_ends=False,
+        )
+    )
+
+
+@dataclass
 class LiveStage(AcpStage):
     """A real daemon whose provider is the demo agent: the same language, seen through the daemon."""
 
@@ -241,6 +262,7 @@ NO_DAEMON = (
     params=[
         "acp",
         "paseo",
+        "paseo-cli",
         pytest.param(
             "live",
             marks=[pytest.mark.live, pytest.mark.skipif("PASEO_URL" not in os.environ, reason=NO_DAEMON)],
@@ -256,6 +278,10 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "live":
         async with live_backend(tmp_path) as real:
             yield LiveStage(real, LIVE, home=tmp_path)
+        return
+    if request.param == "paseo-cli":
+        async with cli_backend(tmp_path) as command:
+            yield CliStage(command, tmp_path)
         return
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as daemon:
         yield PaseoStage(daemon, tmp_path)
@@ -295,11 +321,12 @@ async def test_what_an_agent_says_and_thinks_comes_in_order_before_the_one_end(s
     await agent.prompt(stage.prompt("think hm", "say one", "say two"))
     signals = await until(agent, is_end)
     told = [signal.text for signal in signals if isinstance(signal, TextDelta | ReasoningPiece)]
-    assert "".join(told) == "hmonetwo"
+    assert "".join(told) == ("hmonetwo" if stage.traits.tells_all else "onetwo")
     messages = {signal.message for signal in signals if isinstance(signal, TextDelta)}
     assert len(messages) == 2 if stage.traits.names_messages else messages == {None}
     reason = "end_turn" if stage.traits.stop_reasons else None
-    assert [signal for signal in signals if is_end(signal)] == [TurnEnded(stop_reason=reason)]
+    end = TurnEnded(stop_reason=reason, reconciled=not stage.traits.sees_ends)
+    assert [signal for signal in signals if is_end(signal)] == [end]
     assert is_end(signals[-1])
 
 
@@ -323,6 +350,7 @@ async def test_a_long_stream_keeps_its_order(stage: Stage) -> None:
 
 
 async def test_a_tool_call_is_told_whole_from_start_to_end(stage: Stage) -> None:
+    _only_if(stage.traits.tells_all)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("run ls -l", "read /etc/hosts", "edit /tmp/x"))
     calls: dict[str, list[ToolCall]] = {}
@@ -345,6 +373,7 @@ async def test_a_tool_call_is_told_whole_from_start_to_end(stage: Stage) -> None
 
 
 async def test_a_plan_is_told_whole_each_time(stage: Stage) -> None:
+    _only_if(stage.traits.tells_all)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("plan dig; plant"))
     plans = [signal for signal in await until(agent, is_end) if isinstance(signal, Plan)]
@@ -356,6 +385,7 @@ async def test_a_plan_is_told_whole_each_time(stage: Stage) -> None:
 
 
 async def test_tokens_are_told(stage: Stage) -> None:
+    _only_if(stage.traits.tells_all)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("tokens 100 20"))
     signals = await until(agent, is_end)
@@ -373,6 +403,7 @@ async def test_tokens_are_told(stage: Stage) -> None:
 async def test_an_answer_to_a_permission_reaches_the_agent(
     stage: Stage, allow: bool, outcome: str, said: str
 ) -> None:
+    _only_if(stage.backend.capabilities.permissions)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("ask rm -rf build"))
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
@@ -390,6 +421,7 @@ async def test_an_answer_to_a_permission_reaches_the_agent(
 
 
 async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only_once(stage: Stage) -> None:
+    _only_if(stage.backend.capabilities.permissions)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("ask make"))
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
@@ -404,6 +436,7 @@ async def test_a_permission_is_answered_with_the_option_that_was_chosen_and_only
 
 
 async def test_a_question_gets_its_answer(stage: Stage) -> None:
+    _only_if(stage.backend.capabilities.permissions)
     agent = await stage.backend.create(stage.spec(asks_questions=True))
     await agent.prompt(stage.prompt("question Which colour? | red | blue"))
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
@@ -420,7 +453,7 @@ async def test_a_question_gets_its_answer(stage: Stage) -> None:
 async def test_an_interrupted_agent_stops(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("say working", "sleep 600"))
-    await until(agent, lambda signal: isinstance(signal, TextDelta))
+    await _working(stage, agent)
     await agent.interrupt()
     assert [signal for signal in await until(agent, is_end) if is_end(signal)] == [TurnStopped()]
     assert not await agent.is_busy()
@@ -428,6 +461,7 @@ async def test_an_interrupted_agent_stops(stage: Stage) -> None:
 
 
 async def test_interrupting_settles_what_was_asked_first(stage: Stage) -> None:
+    _only_if(stage.backend.capabilities.permissions)
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("ask make"))
     asked = _asked(await until(agent, lambda signal: isinstance(signal, PermissionAsked)))
@@ -442,7 +476,7 @@ async def test_interrupting_settles_what_was_asked_first(stage: Stage) -> None:
 async def test_a_stubborn_agent_can_be_killed_and_its_session_loaded(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
     await agent.prompt(stage.prompt("ignore-cancel", "say no", "sleep 600"))
-    await until(agent, lambda signal: isinstance(signal, TextDelta))
+    await _working(stage, agent)
     await agent.interrupt()
     with anyio.fail_after(PATIENCE):
         await agent.kill()
@@ -489,7 +523,7 @@ async def test_a_provider_failure_ends_the_turn_and_not_the_agent(stage: Stage) 
 async def test_a_refusal_is_an_end_with_its_own_reason(stage: Stage) -> None:
     agent = await stage.backend.create(stage.spec())
     assert (await _play(stage, agent, "refuse"))[-1] == TurnEnded(
-        stop_reason="refusal" if stage.traits.stop_reasons else None
+        stop_reason="refusal" if stage.traits.stop_reasons else None, reconciled=not stage.traits.sees_ends
     )
 
 
@@ -504,6 +538,7 @@ async def test_two_prompts_at_once_are_refused_before_they_are_sent(stage: Stage
 
 
 async def test_settings_can_be_changed_and_unknown_ones_are_refused(stage: Stage) -> None:
+    _only_if(stage.backend.capabilities.settings)
     agent = await stage.backend.create(stage.spec())
     one, other = stage.traits.models
     assert agent.state.model == one
@@ -516,6 +551,7 @@ async def test_settings_can_be_changed_and_unknown_ones_are_refused(stage: Stage
 
 
 async def test_a_mode_that_the_agent_changes_itself_is_told(stage: Stage) -> None:
+    _only_if(stage.backend.capabilities.settings)
     agent = await stage.backend.create(stage.spec())
     signals = await _play(stage, agent, "mode plan")
     assert [signal.mode for signal in signals if isinstance(signal, Config)] == ["plan"]
@@ -543,15 +579,27 @@ async def test_an_archived_agent_is_released(stage: Stage) -> None:
 async def test_agents_do_not_hear_each_other(stage: Stage) -> None:
     one, two = await stage.backend.create(stage.spec()), await stage.backend.create(stage.spec())
     await one.prompt(stage.prompt("say one", "sleep 600"))
-    await until(one, lambda signal: isinstance(signal, TextDelta))
+    await _working(stage, one)
     assert text(await _play(stage, two, "say two", "crash")) == "two"
     await one.interrupt()
-    assert await until(one, is_end) == [TurnStopped()]
+    assert (await until(one, is_end))[-1] == TurnStopped()
 
 
 def _asked(signals: list[Signal]) -> PermissionAsked:
     (asked,) = [signal for signal in signals if isinstance(signal, PermissionAsked)]
     return asked
+
+
+def _only_if(holds: bool) -> None:
+    if not holds:
+        pytest.skip("this type of backend says that it cannot")
+
+
+async def _working(stage: Stage, agent: Agent) -> None:
+    """Wait until the agent is seen to work."""
+    if stage.traits.tells_all:
+        await until(agent, lambda signal: isinstance(signal, TextDelta))
+    assert await agent.is_busy()
 
 
 async def _play(stage: Stage, agent: Agent, *script: str) -> list[Signal]:
