@@ -81,8 +81,8 @@ class PaseoAgent:
     async def open_new(self) -> None:
         """Follow an agent that was just made; one that was adopted tells its history first."""
         self._teller.begin_new()
-        self._follower.reader.tells_history = self._spec.provider_session_id is not None
-        if not self._follower.reader.tells_history:
+        self._teller.tells_history = self._spec.provider_session_id is not None
+        if not self._teller.tells_history:
             await self._follower.catch_up(patient=False)
         else:
             self._follower.is_behind = True
@@ -96,8 +96,8 @@ class PaseoAgent:
         Raises:
             Lost, PaseoError: it cannot be loaded.
         """
-        self._teller.cursor = cursor
-        self._follower.reader.tells_history = cursor is None and self._spec.provider_session_id is not None
+        self._teller.begin_at(cursor)
+        self._teller.tells_history |= cursor is None and self._spec.provider_session_id is not None
         sent = Sent(attempt.name, holds_link=False) if attempt is not None else None
         if sent is not None and attempt is not None:
             sent.accepted = attempt.was_told

@@ -15,8 +15,6 @@ class Reader:
     """Reads one agent's timeline into the `teller`. Reading loads an agent that is only stored."""
 
     def __init__(self, client: PaseoClient, teller: Teller) -> None:
-        self.tells_history = False
-        """Whether everything up to the end of the first reading is told, as nobody's turn."""
         self._client = client
         self._teller = teller
         self._id = teller.snapshot.id
@@ -24,7 +22,7 @@ class Reader:
     async def read_on(self, *, patient: bool) -> bool:
         """Tell the rows after our position; true if there is another epoch, whose rows are not told."""
         teller, at = self._teller, self._teller.cursor
-        if at is None and not self.tells_history:
+        if at is None and not teller.tells_history:
             await self.move_to_end()
             return False
         position = None if at is None else snapshots.Cursor(epoch=at.epoch, seq=at.seq)
@@ -33,11 +31,12 @@ class Reader:
             if page.agent is not None:
                 teller.snapshot = page.agent
             if position is not None and (page.reset or page.epoch != position.epoch):
+                self._end_history(is_whole=False)
                 return True
             for gap in stretch.gaps:
                 teller.put(teller.attempt, (Gap(start=gap.seq, end=gap.seq, cause=gap.reason),))
             for row in page.entries:
-                if self.tells_history:
+                if teller.tells_history:
                     teller.history(row.item, row.seq_end, page.epoch)
                 else:
                     teller.row(row.item, row.seq_end, page.epoch, row.timestamp, read=True)
@@ -49,11 +48,22 @@ class Reader:
                 await teller.reports.room()
             elif not teller.reports.has_room:
                 return False
-        if self.tells_history and at is None and teller.cursor is not None and teller.cursor.seq == 0:
+        self._end_history(is_whole=True)
+        return False
+
+    def _end_history(self, *, is_whole: bool) -> None:
+        """What is read from here on is no history; its end is said to the next process as well."""
+        teller = self._teller
+        if not teller.tells_history:
+            return
+        if not is_whole:
+            words = "the daemon was started anew while the adopted session was read: the rest is not told"
+            teller.put(None, (Notice(level="warning", code="import_incomplete", message=words),))
+        elif teller.cursor is not None and teller.cursor.seq == 0:
             words = "the provider gave nothing back of the session that was adopted"
             teller.put(None, (Notice(level="warning", code="import_empty", message=words),))
-        self.tells_history = False
-        return False
+        teller.tells_history = False
+        teller.put(None, ())
 
     async def move_to_end(self) -> None:
         """Take the timeline's end as the position: nothing before it is told."""

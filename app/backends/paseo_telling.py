@@ -44,6 +44,10 @@ FORCED_AFTER_S = 1.5
 AT_REST = ("idle", "error", "closed")
 
 
+HISTORY = "history:"
+"""Begins the epoch of a committed position up to which only a part of an adopted history was told."""
+
+
 @dataclass
 class Sent:
     """The prompt of ours that runs, as far as we know."""
@@ -91,6 +95,8 @@ class Teller:
         self.beyond_ours = False
         """Whether what is read stands behind somebody else's prompt, where no terminal event divides rows."""
         self.tells_config = True
+        self.tells_history = False
+        """Whether what is read is the history of a session that was adopted, and so nobody's turn."""
         self._spec = spec
         self._is_busy: bool | None = None
         """Whether somebody else is said to keep it busy; null if an earlier process may have said so."""
@@ -369,9 +375,17 @@ class Teller:
     def put(self, attempt: str | None, signals: Iterable[Signal]) -> None:
         """Report signals together with our position after them."""
         told = tuple(signals)
-        self.reports.put_nowait(
-            Report(attempt=attempt, signals=told, cursor=self.cursor), sum(map(_size, told))
-        )
+        at = self.cursor
+        if at is not None and self.tells_history:  # for the next process: what follows is history too
+            at = Cursor(epoch=f"{HISTORY}{at.epoch}", seq=at.seq)
+        self.reports.put_nowait(Report(attempt=attempt, signals=told, cursor=at), sum(map(_size, told)))
+
+    def begin_at(self, cursor: Cursor | None) -> None:
+        """Go on where another process stood, in the middle of a history perhaps."""
+        if cursor is not None and cursor.epoch.startswith(HISTORY):
+            self.tells_history = True
+            cursor = Cursor(epoch=cursor.epoch.removeprefix(HISTORY), seq=cursor.seq)
+        self.cursor = cursor
 
 
 def _size(signal: Signal) -> int:

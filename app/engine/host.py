@@ -56,6 +56,7 @@ class Host:
         self._hosted = Hosted(
             lease, session, backend, database, events, wake=self.wake, look=self.look, tasks=tasks
         )
+        self._is_new = True
         self._keeper = Keeper(self._hosted)
         self._runner = Runner(self._hosted, self._keeper, rules)
 
@@ -171,6 +172,9 @@ class Host:
                 await self._runner.respond(permission, permission.response)
         if work.session.status == "closed" and work.session.archived is False:
             await self._keeper.archive_again()
+        if self._is_new:
+            self._is_new = False
+            await self._keeper.read_history()
         return True
 
     async def _read_work(self) -> Work | None:

@@ -1,7 +1,6 @@
 """The agent of a hosted session: made once, found again, loaded, changed, put away."""
 
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,6 +105,15 @@ class Keeper:
             await self._hosted.backend.load(spec, session.agent_session_id, session.cursor, attempt)
         )
 
+    async def read_history(self) -> None:
+        """Have an adopted session's history told to its end, if its last host did not come so far."""
+        session = self._hosted.session
+        if session.provider_session_id is None or session.agent_session_id is None or self.agent is not None:
+            return
+        if session.status == "active" and not self._hosted.dies_with_host:
+            with suppress(BackendError):  # the next prompt reads it first, or says what is wrong
+                await self.load()
+
     async def open(self, intent: Intent) -> None:
         """Have the agent there: made, loaded again, or found to be held already."""
         session = self._hosted.session
@@ -138,6 +146,7 @@ class Keeper:
                 self._hosted.lease.session,
                 creation_key=sessions.new_creation_key(),
                 creating=False,
+                provider_session_id=None,  # the new agent is on no session that could be adopted
                 epoch=None,
                 seq=None,
             )
@@ -148,8 +157,6 @@ class Keeper:
         agent: Agent | None = None
         try:
             spec = self._spec()
-            if how == "replaced":  # a session of the provider is adopted once, its history told once
-                spec = replace(spec, provider_session_id=None)
             if self._hosted.session.creating:
                 agent = await self._hosted.backend.find(spec)
             if agent is None:

@@ -24,12 +24,14 @@ from app.backends.base import (
 from app.domain.events import Notice
 from app.domain.signals import (
     Config,
+    Cursor,
     ForeignActivity,
     Gap,
     LinkLost,
     LinkRestored,
     PermissionAsked,
     PermissionSettled,
+    Report,
     Signal,
     TextDelta,
     ToolCall,
@@ -952,3 +954,33 @@ async def test_a_daemon_that_dies_while_nothing_runs_is_no_news(tmp_path: Path) 
             reports = await play(agent, name, "say more")
             assert text(of(reports, name)) == "more"
             assert text(of(reports, None)) == ""
+
+
+async def test_a_history_that_was_told_in_part_is_told_to_its_end_by_the_next_host(tmp_path: Path) -> None:
+    """All of it as nobody's turn and nobody's activity; after a new epoch of the daemon its rest is lost."""
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
+        first = await backend.create(spec(tmp_path, "scripted-history"))
+        await play(first, "a-1", "say one")
+        await play(first, "a-2", "say two")
+        session = twin.agent(first.state.session).session_id
+        adopting = spec(tmp_path, "scripted-history", creation_key="new", provider_session_id=session)
+        agent = await backend.create(adopting)
+        whole: list[Report] = []
+        while "two" not in text(of(whole, None)):
+            whole += await agent.reports.take()
+        partly = next(r.cursor for r in whole if r.signals and r.cursor is not None)
+        assert partly.epoch.startswith("history:")
+        await agent.release()
+        again = await backend.load(adopting, agent.state.session, partly)
+        rest: list[Report] = []
+        while not rest or rest[-1].cursor is None or rest[-1].cursor.epoch.startswith("history:"):
+            rest += await again.reports.take()
+        signals = of(rest, None)
+        assert "two" in text(signals)
+        assert not any(isinstance(signal, Notice) for signal in signals)
+        assert ForeignActivity(busy=True) not in signals
+        await again.release()
+        elsewhere = Cursor(epoch="history:another", seq=1)
+        late = await backend.load(adopting, agent.state.session, elsewhere)
+        told = of(await reports_until(late, lambda s: isinstance(s, Notice)), None)
+        assert [s.code for s in told if isinstance(s, Notice)] == ["import_incomplete"]
