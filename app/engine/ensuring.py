@@ -111,11 +111,12 @@ class Ensuring:
         policy = request.permission_policy or PermissionPolicy()
         async with self._database.begin() as db:
             await turns.lock_owner(db, caller.owner)  # so that the bound holds for ensures at the same moment
+            found = await self._find(db, caller.owner, request)
+            if found is not None:  # another ensure made it at the same moment
+                return found, False
             adopted = request.provider_session_id
-            if adopted is not None and await sessions.is_adopted(db, backend.name, adopted):
-                raise SessionConflict(
-                    fields=["provider_session_id"], detail="another session has adopted this one"
-                )
+            if adopted is not None and not await sessions.may_adopt(db, backend.name, adopted):
+                raise _adopted_already()
             if await sessions.count_open(db, caller.owner) >= self._sessions_per_owner:
                 raise TooManySessions
             key = await sessions.make(
@@ -232,8 +233,14 @@ class Ensuring:
     async def _open_agent(self, session: Session) -> str:
         """Have the host make or load the agent, and wait for what came of it."""
         async with self._database.begin() as db:
-            if await sessions.lock(db, session.key) is None:
+            locked = await sessions.lock(db, session.key)
+            if locked is None:
                 raise SessionNotFound
+            adopted = locked.provider_session_id if locked.status == "closed" else None
+            if adopted is not None and not await sessions.may_adopt(
+                db, locked.backend, adopted, but=locked.key
+            ):
+                raise _adopted_already()
             open_now = [intent for intent in await intents.pending(db, session.key) if intent.kind == "open"]
             if open_now:
                 number: UUID = open_now[0].id
@@ -291,6 +298,10 @@ class Ensuring:
         return renamed
 
 
+def _adopted_already() -> SessionConflict:
+    return SessionConflict(fields=["provider_session_id"], detail="another session has adopted this one")
+
+
 def _refuse_differences(request: EnsureRequest, session: Session) -> None:
     """Refuse what a session that is there cannot be, or must not be."""
     if session.status == "closing":
@@ -304,6 +315,8 @@ def _refuse_differences(request: EnsureRequest, session: Session) -> None:
     ]
     if request.cwd is not None and request.cwd not in (session.requested_cwd, session.cwd):
         fields.append("cwd")
+    if session.provider_session_id not in (None, request.provider_session_id or session.provider_session_id):
+        fields.append("provider_session_id")
     if fields:
         raise SessionConflict(fields=fields)
 

@@ -211,14 +211,27 @@ async def belongs(db: AsyncSession, owner: Owner, project_id: str | None, key: S
     return await db.scalar(query) is not None
 
 
-async def is_adopted(db: AsyncSession, backend: str, provider_session_id: str) -> bool:
-    """Whether a session that is not closed, of any owner, has adopted that session of a provider."""
+async def may_adopt(
+    db: AsyncSession, backend: str, provider_session_id: str, *, but: SessionKey | None = None
+) -> bool:
+    """Whether no other session, of any owner, has adopted that session of a provider.
+
+    A closed one does not count, unless it is just being opened. One transaction at a time asks, after it has
+    locked the row of a session that is there.
+    """
+    name = f"adopt:{backend}:{provider_session_id}"
+    await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    opening = exists().where(
+        IntentRow.session == SessionRow.id, IntentRow.kind == "open", IntentRow.done_at.is_(None)
+    )
     query = select(SessionRow.id).where(
         SessionRow.backend == backend,
         SessionRow.provider_session_id == provider_session_id,
-        SessionRow.status != "closed",
+        or_(SessionRow.status != "closed", opening),
     )
-    return await db.scalar(query.limit(1)) is not None
+    if but is not None:
+        query = query.where(SessionRow.id != but)
+    return await db.scalar(query.limit(1)) is None
 
 
 async def count_open(db: AsyncSession, owner: Owner) -> int:
