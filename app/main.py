@@ -28,6 +28,7 @@ from app.backends.registry import Registry
 from app.console import pages
 from app.demo import COMMAND_LINE
 from app.engine.collisions import Collisions
+from app.engine.diffs import Diffs
 from app.engine.ensuring import Ensuring
 from app.engine.feed import Feed
 from app.engine.health import Healths
@@ -219,6 +220,7 @@ async def _furnished(
                 ensure_s=settings.timing.ensure_s,
                 sessions_per_owner=settings.limits.sessions_per_owner,
             ),
+            diffs=Diffs(database, registry),
             turns=Turns(
                 database,
                 registry,

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.engine.collisions import Collisions
+from app.engine.diffs import Diffs
 from app.engine.ensuring import Ensuring
 from app.engine.feed import Feed
 from app.engine.health import Healths
@@ -23,6 +24,7 @@ class Rooms:
 
     sessions: Sessions
     ensuring: Ensuring
+    diffs: Diffs
     turns: Turns
     permissions: Permissions
     collisions: Collisions

@@ -12,7 +12,14 @@ from app.api.problems import problems
 from app.api.rooms import RoomsDep
 from app.api.schemas.ensure import EnsureBody, EnsureByChatBody
 from app.api.schemas.events import EventPage, SnapshotView
-from app.api.schemas.sessions import CloseBody, ClosedSessionView, PatchSession, SessionList, SessionView
+from app.api.schemas.sessions import (
+    CloseBody,
+    ClosedSessionView,
+    DiffView,
+    PatchSession,
+    SessionList,
+    SessionView,
+)
 from app.api.streams import Deltas, StreamDep, Types, stream_owner, stream_session
 from app.domain.errors import (
     BackendFailed,
@@ -23,6 +30,7 @@ from app.domain.errors import (
     InvalidCursor,
     NoSuchProvider,
     PathNotAllowed,
+    RateLimited,
     SessionConflict,
     SessionExists,
     SessionIsClosed,
@@ -176,6 +184,15 @@ async def snapshot_session(session_id: SessionPath, caller: Reader, rooms: Rooms
         pending_permissions=found.pending_permissions,
         items=found.items,
     )
+
+
+@router.get(
+    "/sessions/{session_id}/diff",
+    responses=problems(SessionNotFound, UnsupportedByBackend, PathNotAllowed, RateLimited),
+)
+async def diff_session(session_id: SessionPath, caller: Reader, rooms: RoomsDep) -> DiffView:
+    """The working tree's diff, where its files are on this machine and in a git repository."""
+    return DiffView.from_domain(await rooms.diffs.of(caller.owner, SessionId(session_id)))
 
 
 @router.post(

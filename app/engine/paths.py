@@ -47,9 +47,14 @@ def check_effective(cwd: str | None, place: Place) -> None:
     if place.filesystem == "remote":
         _check_lexically(PurePosixPath(cwd), place)
         return
-    resolved = Path(cwd).resolve()
-    if not any(resolved.is_relative_to(_resolved(root)) for root in place.roots):
+    if not lies_below(Path(cwd), place):
         raise PathNotAllowed(detail="the backend chose a directory outside the allowed roots")
+
+
+def lies_below(path: Path, place: Place) -> bool:
+    """Whether a path on this machine, its links followed, lies below one of the roots."""
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(_resolved(root)) for root in place.roots)
 
 
 def _resolved(root: PurePath) -> Path:

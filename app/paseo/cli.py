@@ -304,6 +304,7 @@ class PaseoCli:
 
     def _refused(self, done: Finished) -> NotSent | Timeout | CommandRefused:
         """What a command that ended badly says, without the password that its words may repeat."""
+        assert done.code is not None
         if done.code < 0:
             return Timeout(f"the paseo command was ended by signal {-done.code}")
         said = done.stderr.decode(errors="replace").strip()

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from subprocess import DEVNULL
+from pathlib import Path
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
@@ -16,9 +16,9 @@ GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A command that ended by itself; `code` is negative for a signal."""
+    """A command that ended: `code` is negative for a signal, and null if it was cut off at a bound."""
 
-    code: int
+    code: int | None
     stdout: bytes
     stderr: bytes
 
@@ -28,18 +28,29 @@ class TooMuchOutput(Exception):
 
 
 async def run(
-    command: Sequence[str], *, env: Mapping[str, str], deadline: float, most: int, cwd: str | None = None
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    deadline: float,
+    most: int,
+    cwd: str | None = None,
+    stdin: Path | None = None,
+    cut: bool = False,
 ) -> Finished:
     """Run a command to its end. However this is left, nothing of its process group runs afterwards.
 
-    `most` bounds the bytes of standard output; of standard error only that many at the end are kept.
+    `most` bounds the bytes of standard output; of standard error only that many at the end are kept. With
+    `cut`, what a command has written until it met a bound is its answer.
 
     Raises:
         OSError: it could not be started.
         TimeoutError: it did not end within `deadline` seconds.
         TooMuchOutput: it wrote more than `most` bytes.
     """
-    process = await anyio.open_process(list(command), env=env, cwd=cwd, stdin=DEVNULL, start_new_session=True)
+    with (stdin or Path(os.devnull)).open("rb") as given:
+        process = await anyio.open_process(
+            list(command), env=env, cwd=cwd, stdin=given, start_new_session=True
+        )
     assert process.stdout is not None and process.stderr is not None
     written = _Written(most)
     finished = False
@@ -53,6 +64,10 @@ async def run(
             code = await process.wait()
             finished = True
             return Finished(code, bytes(written.stdout), bytes(written.stderr))
+    except (TimeoutError, TooMuchOutput):
+        if not cut:
+            raise
+        return Finished(None, bytes(written.stdout[:most]), bytes(written.stderr))
     finally:
         with anyio.CancelScope(shield=True):
             if not finished:

@@ -9,6 +9,7 @@ from app.api.schemas.bodies import MAX_CLOCK_S, ListView, RequestBody, Timestamp
 from app.api.schemas.text import ONE_LINE, STORABLE, Name, Title
 from app.domain.events import Opened
 from app.domain.sessions import Activity, CloseMode, PermissionPolicy, Session, SessionChange, SessionStatus
+from app.engine.diffs import WorkingTreeDiff
 
 MAX_LABELS = 64
 """Labels of one session."""
@@ -169,3 +170,30 @@ def _session_fields(session: Session, opened: Opened | None, backend_up: bool) -
 
 class SessionList(ListView[SessionView]):
     """Sessions, newest first."""
+
+
+class ChangedFileView(View):
+    """A file that differs; no counts for a binary one."""
+
+    path: str = Field(description="Relative to `root`.")
+    additions: int | None
+    deletions: int | None
+
+
+class DiffView(View):
+    """What differs between a commit and the working tree, files that git does not know yet included."""
+
+    root: str = Field(description="The working tree's directory.")
+    base: str | None = Field(description="The commit that was compared with; null if there is none yet.")
+    files: list[ChangedFileView]
+    diff: str = Field(description="A unified diff.")
+    truncated: bool = Field(description="Whether more differs than is told: a bound of size or time was met.")
+
+    @classmethod
+    def from_domain(cls, found: WorkingTreeDiff) -> Self:
+        """The diff of a session's working tree."""
+        files = [
+            ChangedFileView(path=one.path, additions=one.additions, deletions=one.deletions)
+            for one in found.files
+        ]
+        return cls(root=found.root, base=found.base, files=files, diff=found.diff, truncated=found.truncated)
