@@ -57,7 +57,7 @@ from app.engine.collisions import Collisions
 from app.engine.hosted import Hosted
 from app.engine.keeper import Keeper
 from app.engine.run import Run, Rung, Stop, Told, Waiting, attempt_name
-from app.store import eventlog, permissions, turns
+from app.store import eventlog, health, permissions, turns
 from app.store.eventlog import LeaseLost
 from app.store.intents import Intent
 
@@ -306,6 +306,8 @@ class Runner:
             session = await self._hosted.locked(db)
             if turn.status is TurnStatus.QUEUED and session.status != "active":
                 return None  # it was closed meanwhile, and its queue is cancelled
+            if turn.status is TurnStatus.QUEUED and session.backend in await health.drains(db):
+                return None  # nothing had rung for that
             if await turns.start(db, turn, attempt=attempt, generation=self._hosted.lease.generation):
                 event = TurnStarted(attempt=attempt, prompt=turn.request.prompt)
                 await eventlog.record(db, session.key, eventlog.draft(session.session_id, turn.id, event))
