@@ -35,6 +35,7 @@ from app.engine.health import Healths
 from app.engine.hosts import Hosts
 from app.engine.keys import Keys
 from app.engine.lifecycle import Lifecycle
+from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
@@ -209,6 +210,9 @@ async def _furnished(
             heartbeat_s=settings.timing.heartbeat_s,
             rotate_s=settings.timing.rotate_s,
         )
+        streams = Streams(per_key=settings.limits.streams_per_key, total=settings.limits.streams)
+        metrics = Metrics(healths, streams, hosts)
+        database.logged, events.measure = metrics.count, metrics.measure_append
         sessions_ = Sessions(database, registry, lifecycle)
         rooms = Rooms(
             sessions=sessions_,
@@ -234,9 +238,10 @@ async def _furnished(
             permissions=Permissions(database, lifecycle),
             collisions=collisions_,
             feed=feed,
-            streams=Streams(per_key=settings.limits.streams_per_key, total=settings.limits.streams),
+            streams=streams,
             keys=keys,
             healths=healths,
+            metrics=metrics,
             lifecycle=lifecycle,
             version=service_version(),
             embedded=alone,

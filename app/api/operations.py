@@ -41,6 +41,7 @@ from app.domain.errors import (
 from app.domain.ids import KeyId, SessionId, TurnId
 from app.domain.keys import Scope
 from app.engine.keys import TICKET_OPENS_S
+from app.engine.metrics import CONTENT_TYPE as METRICS_TYPE
 
 router = APIRouter(tags=["operations"])
 
@@ -113,6 +114,21 @@ async def get_readyz(rooms: RoomsDep, response: Response) -> ProbeView:
     response.headers["Retry-After"] = "2"
     detail = "draining" if rooms.lifecycle.leaving else "the database does not answer"
     return ProbeView(status="unready", detail=detail)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Prometheus's text format",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def get_metrics(caller: Reader, rooms: RoomsDep) -> Response:
+    """What this process counts and measures, for Prometheus."""
+    return Response(await rooms.metrics.render(), media_type=METRICS_TYPE)
 
 
 async def _backend_view(

@@ -12,6 +12,7 @@ from app.engine.feed import Feed
 from app.engine.health import Healths
 from app.engine.keys import Keys
 from app.engine.lifecycle import Lifecycle
+from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
@@ -32,6 +33,7 @@ class Rooms:
     streams: Streams
     keys: Keys
     healths: Healths
+    metrics: Metrics
     lifecycle: Lifecycle
     version: str
     embedded: bool

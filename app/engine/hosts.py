@@ -67,6 +67,11 @@ class Hosts:
         database.wanted_here = self._want_here
         database.bell.watch_wanted(self._heard)
 
+    @property
+    def held(self) -> int:
+        """How many sessions this process hosts."""
+        return len(self._hosts)
+
     def may_act(self) -> bool:
         """Whether the leases hold: renewed within one lease time, or nobody else is there."""
         return self._alone or self._clock() - self._renewed_at < self._leases.lease_s

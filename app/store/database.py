@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -88,6 +88,8 @@ class Database:
         self.direct = direct
         self.wanted_here: Callable[[SessionKey], None] = bell.want
         """Called for a session for which this process wrote an intent: it may host it, if nobody does."""
+        self.logged: Callable[[Iterable[str]], None] = lambda types: None
+        """Called with the types of events that this process committed; must not wait or raise."""
         self.appender = Line(self._open)
         """The connection of this process's one appender."""
         self._address = address
@@ -131,6 +133,8 @@ class Database:
                 raise DatabaseUnavailable from error
             raise
         self.bell.grew(db.info.get("ring", {}), tells_heads=False)
+        if logged := db.info.get("logged"):
+            self.logged(logged)
         for session in db.info.get("wanted", ()):
             self.wanted_here(session)
 

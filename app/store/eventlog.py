@@ -245,6 +245,8 @@ class EventLog:
         """Whether appends wait because the database does not answer."""
         self.on_stall: list[Callable[[bool], None]] = []
         """Called when `stalled` changes; must not wait or raise."""
+        self.measure: Callable[[float], None] = lambda seconds: None
+        """Called with the seconds that an append took; must not wait or raise."""
 
     async def append(
         self,
@@ -262,12 +264,13 @@ class EventLog:
         Raises:
             LeaseLost: the host generation has moved on; nothing was written.
         """
-        write = _Write(session, generation, drafts, alongside)
+        write, came_at = _Write(session, generation, drafts, alongside), time.monotonic()
         self._waiting.append(write)
         self._arrived.set()
         await write.done.wait()
         if write.error is not None:
             raise write.error
+        self.measure(time.monotonic() - came_at)
         return Seq(write.last)
 
     async def run(self) -> None:
@@ -345,6 +348,7 @@ class EventLog:
                 if write.drafts:
                     grown[write.session] = Seq(write.last)
         self._database.bell.appended(grown)
+        self._database.logged(event.type for write in batch if write.error is None for event in write.drafts)
 
     def _extend_tail(self, write: _Write, base: Seq) -> None:
         tail = self._drop_tail(write.session)
@@ -432,6 +436,7 @@ async def record(db: AsyncSession, session: SessionKey, one: Draft) -> Seq:
         insert(EventRow).values(session=session, seq=last, turn_id=one.turn_id, type=one.type, body=one.body)
     )
     ring_after_commit(db, session, last=Seq(last))
+    db.info.setdefault("logged", []).append(one.type)
     return Seq(last)
 
 

@@ -48,6 +48,7 @@ ROUTES: list[tuple[str, str, str, Any]] = [
     ("PATCH", "/v1/sessions/{}", "session", {}),
     ("DELETE", "/v1/sessions/{}", "session", None),
     ("GET", "/v1/sessions/{}/snapshot", "session", None),
+    ("GET", "/v1/sessions/{}/diff", "session", None),
     ("POST", "/v1/sessions/{}/close", "session", None),
     ("POST", "/v1/sessions/{}/close", "session", {"mode": "drain"}),
     ("GET", "/v1/sessions/{}/events", "session", None),
