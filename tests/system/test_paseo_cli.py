@@ -1,5 +1,6 @@
 """The whole service over the `paseo` command."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,6 +114,22 @@ async def test_a_turn_outlives_a_restart_and_is_told_once(database_url: str, fol
         assert found.count("turn.completed") == found.count("message.completed") == 1
         assert found.count("turn.started") == 1
     assert [call["argv"][0] for call in heard(folder)].count("send") == 1
+
+
+async def test_an_adopted_session_has_its_history_in_the_log_once(database_url: str, folder: Path) -> None:
+    """As the text that the command shows, outside any turn; also after a restart."""
+    (folder / "history.json").write_text(json.dumps([["user", "first"], ["assistant", "answer"]]))
+    for opened_as in ("imported", "reused"):
+        async with cli_house(database_url, folder) as house:
+            body = {"agent": "claude", "provider": "claude", "provider_session_id": "11111111"}
+            session = await house.ensure("s-1", backend="cli", **body)
+            assert session["opened"] == opened_as
+            turn = await house.run("s-1", "say on")
+            assert turn["output_text"] == "on"
+            told = [event for event in await house.log("s-1") if event["type"] == "notice"]
+            assert [(event["turn_id"], event["data"]["code"]) for event in told] == [(None, "import_history")]
+            assert told[0]["data"]["message"] == "[User] first\nanswer\n"
+    assert [call["argv"][0] for call in heard(folder)].count("import") == 1
 
 
 async def test_two_replicas_make_one_agent(database_url: str, folder: Path) -> None:
