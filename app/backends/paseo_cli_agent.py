@@ -107,6 +107,8 @@ class PaseoCliAgent:
         """Whether the agent's process has to be started anew before the next prompt."""
         self._seen: Cursor | None = None
         """How far the agent's log was told, or passed over."""
+        self._is_behind = False
+        """Whether a turn's end could not be read: else the same prompt again would be taken for that one."""
         self._reached: tuple[float, Inspected] | None = None
 
     async def take_up(
@@ -173,6 +175,9 @@ class PaseoCliAgent:
             if self._is_stale:
                 await self._cli.reload(self._id)
                 self._is_stale, reached = False, None
+            if self._is_behind:
+                self._pass(await self._cli.logs(self._id))
+                self._is_behind = False
             if reached is not None and time.monotonic() - reached[0] < FRESH_S:
                 found = reached[1]
             else:
@@ -275,6 +280,7 @@ class PaseoCliAgent:
             log.info("paseo_cli_log_unread", error=type(error).__name__)
             message = "what the agent said could not be read"
             self._tell(turn.attempt, Notice(level="warning", code="output_unread", message=message))
+            self._is_behind = True
             self._over(turn, end or TurnEnded(stop_reason=None, reconciled=True))
             return
         said = self._after_prompt(turn, text)
@@ -342,7 +348,8 @@ class PaseoCliAgent:
             return
         if turn is not None:
             self._scope.cancel()
-            self._over(turn, TurnStopped())
+            turn.is_stopped = True
+            await self._conclude(turn, TurnStopped())
 
     async def answer(self, request: str, answer: Answer) -> None:
         """Always refused: the command's short ids of requests are not told."""

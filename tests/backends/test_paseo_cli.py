@@ -341,3 +341,20 @@ async def test_a_turn_that_ended_before_the_stop_is_not_said_to_be_stopped(tmp_p
         signals: list[Signal] = [s for r in await reports_until(agent, is_end) for s in r.signals]
         assert signals[-1] in (RECONCILED, TurnStopped())
         assert text(signals) == "quick"
+
+
+async def test_the_same_prompt_again_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    """After a turn that was killed, and after one whose log could not be read."""
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        script = ("say same", "sleep 3000", "say and more")
+        await agent.prompt(prompt("a-1", *script))
+        await agent.kill()
+        assert await until(agent, is_end) == [TextDelta(text="same"), TurnStopped()]
+        fault(tmp_path, logs="refuse-without-a-word")
+        signals = [s for r in await play(agent, "a-2", *script) for s in r.signals]
+        assert [s.code for s in signals if isinstance(s, Notice)] == ["output_unread"]
+        assert signals[-1] == RECONCILED
+        signals = [s for r in await play(agent, "a-3", *script) for s in r.signals]
+        assert text(signals) == "sameand more"
+        assert signals[-1] == RECONCILED
