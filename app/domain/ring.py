@@ -1,0 +1,71 @@
+"""The newest output of a terminal: raw bytes under a bound, each with its offset since the ring began."""
+
+import re
+import secrets
+
+_SCREEN = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
+"""A program takes the whole screen (`h`) or gives it back (`l`): DEC's private modes, as xterm has them."""
+_LONGEST = 8
+"""Bytes of the longest such sequence."""
+
+
+class Ring:
+    """Raw output, the oldest of it dropped past `limit` bytes. Offsets mean nothing in another ring."""
+
+    def __init__(self, limit: int, *, complete: bool) -> None:
+        """`complete`: it begins with the terminal's first output."""
+        self.id = secrets.token_hex(6)
+        self.base = 0
+        """Offset of the oldest byte that is kept."""
+        self.first_line = 0
+        """Lines that ended before `base`."""
+        self.full_screen_at_base = False
+        """Whether a program had the whole screen at `base`."""
+        self.is_full_screen = False
+        """Whether a program has the whole screen now: then the output is no text, only the screen is."""
+        self._limit = limit
+        self._complete = complete
+        self._data = bytearray()
+
+    @property
+    def end(self) -> int:
+        """Offset after the newest byte."""
+        return self.base + len(self._data)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds everything that the terminal ever put out."""
+        return self._complete and self.base == 0
+
+    @property
+    def lines(self) -> int:
+        """Lines that it holds, a last one without its end counted too; those of full screens as well."""
+        return self._data.count(b"\n") + (not self._data.endswith(b"\n"))
+
+    def append(self, data: bytes) -> None:
+        """Add output."""
+        seam = bytes(self._data[-_LONGEST:]) + data
+        if toggles := _SCREEN.findall(seam):
+            self.is_full_screen = toggles[-1] == b"h"
+        self._data += data
+        if (over := len(self._data) - self._limit) > 0:
+            self._drop(over)
+
+    def _drop(self, count: int) -> None:
+        dropped = bytes(self._data[: count + _LONGEST])
+        for toggle in _SCREEN.finditer(dropped):
+            if toggle.start() < count:
+                self.full_screen_at_base = toggle[1] == b"h"
+        self.first_line += dropped.count(b"\n", 0, count)
+        del self._data[:count]
+        self.base += count
+
+    def read(self, offset: int, most: int) -> bytes:
+        """Up to `most` bytes from `offset` on, which must not lie before `base`."""
+        assert offset >= self.base
+        start = offset - self.base
+        return bytes(self._data[start : start + most])
+
+    def content(self) -> bytes:
+        """Everything that is kept."""
+        return bytes(self._data)
