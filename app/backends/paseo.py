@@ -31,6 +31,7 @@ from app.backends.base import (
 from app.backends.paseo_agent import PaseoAgent, put_away
 from app.backends.paseo_following import Lost
 from app.backends.paseo_settling import Pace
+from app.backends.paseo_terminals import PaseoTerminals
 from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
 from app.paseo import errors, snapshots
@@ -66,6 +67,7 @@ class PaseoBackend:
         mcp_servers=True,
         worktrees=True,
         imports=True,
+        terminals=True,
         survives_host=True,
         replays=True,
     )
@@ -93,6 +95,7 @@ class PaseoBackend:
         self._tasks = tasks
         self._pace = pace or Pace()
         self._client = PaseoClient(Address.parse(url), password, options=options)
+        self.terminals = PaseoTerminals(self._client, name)
         self._scope = anyio.CancelScope()
         self._up_at = -math.inf
         """Monotonic time at which the link was last seen up."""

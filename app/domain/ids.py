@@ -13,6 +13,7 @@ SessionKey = NewType("SessionKey", int)
 
 TurnId = NewType("TurnId", str)
 PermissionId = NewType("PermissionId", str)
+TerminalId = NewType("TerminalId", str)
 MessageId = NewType("MessageId", str)
 KeyId = NewType("KeyId", str)
 CollisionId = NewType("CollisionId", str)
@@ -33,6 +34,11 @@ def new_session_id() -> SessionId:
 def new_turn_id() -> TurnId:
     """A turn id; sorts by time."""
     return TurnId(f"trn_{uuid7()}")
+
+
+def new_terminal_id() -> TerminalId:
+    """A terminal id; sorts by time."""
+    return TerminalId(f"ter_{uuid7()}")
 
 
 def new_message_id() -> MessageId:

@@ -131,9 +131,16 @@ class Terminals:
         """Change its size: best before following it, for the first snapshot shows the whole screen."""
         await self._say(terminal_id, {"type": "resize", "rows": rows, "cols": columns})
 
-    async def capture(self, terminal_id: str, *, start: int | None = None, end: int | None = None) -> Capture:
-        """Lines of it as plain text, `end` included."""
-        fields = _given({"terminalId": terminal_id, "start": start, "end": end})
+    async def capture(
+        self,
+        terminal_id: str,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        strip_ansi: bool | None = None,
+    ) -> Capture:
+        """Lines of it, `end` included; as plain text unless `strip_ansi` is false."""
+        fields = _given({"terminalId": terminal_id, "start": start, "end": end, "stripAnsi": strip_ansi})
         return await self._requests.ask("capture_terminal_request", fields, Capture)
 
     async def kill(self, terminal_id: str) -> None:

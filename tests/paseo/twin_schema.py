@@ -141,7 +141,12 @@ REQUESTS: dict[str, Check] = {
     "create_terminal_request": fields(cwd=text, name_=text, command_=text, args_=many(text)),
     "list_terminals_request": fields(cwd_=text),
     "subscribe_terminal_request": fields(terminalId=text),
-    "capture_terminal_request": fields(terminalId=text, start_=within(-(10**6)), end_=within(-(10**6))),
+    "capture_terminal_request": fields(
+        terminalId=text,
+        start_=within(-(10**6)),
+        end_=within(-(10**6)),
+        stripAnsi_=lambda value: isinstance(value, bool),
+    ),
     "kill_terminal_request": fields(terminalId=text),
     "shutdown_server_request": ANY,
     "restart_server_request": fields(reason_=text),

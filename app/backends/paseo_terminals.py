@@ -1,0 +1,154 @@
+"""Terminals of a Paseo daemon."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+
+from app.backends.base import BackendRejected, BackendUnavailable, OutcomeUnknown
+from app.backends.terminals import Captured, FollowLost, Running, TerminalGone
+from app.domain.terminals import COLS, ROWS, TerminalKind, TerminalSpec
+from app.paseo import errors
+from app.paseo.client import PaseoClient
+from app.paseo.errors import PaseoError, Reason
+from app.paseo.subscriptions import Mailbox
+from app.paseo.terminals import Exited, Output, Screen, Snapshot, TerminalNote
+
+T = TypeVar("T")
+
+SNAPSHOT_S = 5.0
+"""Seconds to wait for the screen that a daemon shows first to whoever follows."""
+
+
+class _Following:
+    """Output from a mailbox."""
+
+    def __init__(self, box: Mailbox[TerminalNote], first: TerminalNote) -> None:
+        self.shown = _shown(first)
+        self._box = box
+        self._first: TerminalNote | None = None if isinstance(first, Snapshot) else first
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            note = self._first or await self._box.receive()
+            while not isinstance(note, Exited):
+                if isinstance(note, Output):
+                    yield note.data
+                note = await self._box.receive()
+        except anyio.EndOfStream:
+            raise FollowLost("the link was closed") from None
+        except PaseoError as error:
+            raise FollowLost(str(error)) from None
+
+
+class PaseoTerminals:
+    """Implements `TerminalServer` for one daemon; any process that reaches it may follow its terminals."""
+
+    kind: TerminalKind = "paseo"
+
+    def __init__(self, client: PaseoClient, place: str) -> None:
+        self.place = place
+        self._client = client
+        self._terminals = client.terminals
+
+    async def create(self, name: str, cwd: str, spec: TerminalSpec) -> str:
+        """Make it under the caller's name and ours, which finds it again."""
+        called = f"{spec.name} ({name})" if spec.name else name
+        try:
+            made = await self._terminals.create(
+                cwd, name=called, command=spec.command, arguments=list(spec.args) or None
+            )
+            if (spec.rows, spec.cols) != (ROWS, COLS):
+                await self._terminals.resize(made.id, spec.rows, spec.cols)
+        except errors.NotSent as error:
+            raise BackendUnavailable(str(error)) from None
+        except errors.Refused as error:
+            raise BackendRejected(error.text) from None
+        except PaseoError as error:
+            raise OutcomeUnknown(str(error)) from None
+        return made.id
+
+    async def start(self, handle: str, cwd: str, spec: TerminalSpec) -> None:
+        """The daemon has started it already."""
+
+    @asynccontextmanager
+    async def follow(self, handle: str) -> AsyncIterator[_Following]:
+        """Its output from now on; what stood on the screen before is `shown`."""
+        try:
+            async with self._terminals.follow(handle) as box:
+                with anyio.fail_after(SNAPSHOT_S):
+                    first = await box.receive()
+                yield _Following(box, first)
+        except (TimeoutError, anyio.EndOfStream):
+            raise FollowLost("the daemon shows no screen") from None
+        except errors.Refused as error:
+            if error.reason is Reason.TERMINAL_NOT_FOUND:
+                raise TerminalGone("the daemon has no such terminal") from None
+            raise FollowLost(error.text) from None
+        except PaseoError as error:
+            raise FollowLost(str(error)) from None
+
+    async def write(self, handle: str, data: str) -> None:
+        """Type. The daemon never says whether it arrived."""
+        await self._ask(lambda: self._terminals.write(handle, data))
+
+    async def resize(self, handle: str, rows: int, cols: int) -> None:
+        """Change its size."""
+        await self._ask(lambda: self._terminals.resize(handle, rows, cols))
+
+    async def capture(self, handle: str, *, start: int | None, end: int | None, ansi: bool) -> Captured:
+        """Lines as the daemon has them. An unknown terminal has none, and no error tells."""
+        strip = False if ansi else None
+        found = await self._ask(
+            lambda: self._terminals.capture(handle, start=start, end=end, strip_ansi=strip)
+        )
+        if not found.total_lines and handle not in {one.handle for one in await self.running()}:
+            raise TerminalGone("the daemon has no such terminal")
+        return Captured(found.lines, found.total_lines)
+
+    async def running(self) -> Sequence[Running]:
+        """All of the daemon's terminals."""
+        found = await self._ask(self._terminals.running)
+        return [Running(one.id, one.name) for one in found]
+
+    async def kill(self, handle: str) -> None:
+        """End it."""
+        await self._ask(lambda: self._terminals.kill(handle))
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await ask()
+        except errors.Refused as error:
+            if error.reason is Reason.TERMINAL_NOT_FOUND:
+                raise TerminalGone(error.text) from None
+            raise BackendRejected(error.text) from None
+        except errors.NotSent:
+            raise BackendUnavailable(self._client.link.error or "no link to the daemon") from None
+        except PaseoError as error:
+            raise BackendUnavailable(str(error)) from None
+
+
+def _shown(note: TerminalNote) -> bytes:
+    """The text of a snapshot up to the cursor, as a program would have put it out."""
+    if not isinstance(note, Snapshot):
+        return b""
+    try:
+        screen = note.screen()
+    except PaseoError:
+        return b""
+    rows = [_row(row) for row in [*screen.scrollback, *screen.grid]]
+    at = len(screen.scrollback) + _position(screen, "row")
+    lines = [row.rstrip() for row in rows[:at]]
+    if at < len(rows):
+        lines.append(rows[at].rstrip().ljust(_position(screen, "col")))
+    return "\r\n".join(lines).encode(errors="replace")
+
+
+def _row(row: list[dict[str, object]]) -> str:
+    return "".join(cell["char"] if isinstance(cell.get("char"), str) else " " for cell in row)  # type: ignore[misc]
+
+
+def _position(screen: Screen, name: str) -> int:
+    value = screen.cursor.get(name)
+    return value if isinstance(value, int) and 0 <= value < 10_000 else 0
