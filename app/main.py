@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from uuid_utils.compat import uuid7
 
-from app.api import collisions, operations, permissions, sessions, turns
+from app.api import collisions, operations, permissions, sessions, terminals, turns
 from app.api.edge import EdgeMiddleware, cors_options
 from app.api.openapi import docs_router, install
 from app.api.problems import install_handlers
@@ -25,6 +25,7 @@ from app.backends.base import Backend, Place
 from app.backends.paseo import PaseoBackend
 from app.backends.paseo_cli import PaseoCliBackend
 from app.backends.registry import Registry
+from app.backends.tmux import TmuxTerminals
 from app.console import pages
 from app.demo import COMMAND_LINE
 from app.engine.collisions import Collisions
@@ -39,7 +40,12 @@ from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
+from app.engine.terminal_search import TerminalSearch
+from app.engine.terminal_streams import TerminalStreams
+from app.engine.terminal_sweep import Sweeper
+from app.engine.terminals import Servers, Terminals
 from app.engine.turns import Turns
+from app.engine.watches import Watches
 from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError, service_version
 from app.store.bell import Bell
 from app.store.database import Address, Database
@@ -81,7 +87,7 @@ def create_app(settings: Settings, build: BuildRegistry | None = None) -> FastAP
         openapi_url="/openapi.json" if has_docs else None,
     )
     install_handlers(application)
-    for room in (sessions, turns, permissions, collisions, operations):
+    for room in (sessions, turns, permissions, terminals, collisions, operations):
         application.include_router(room.router)
     application.include_router(pages.router())
     if has_docs:
@@ -214,6 +220,19 @@ async def _furnished(
         metrics = Metrics(healths, streams, hosts)
         database.logged, events.measure = metrics.count, metrics.measure_append
         sessions_ = Sessions(database, registry, lifecycle)
+        tmux = TmuxTerminals(settings.data_dir)
+        terminals_ = Terminals(
+            database,
+            registry,
+            lifecycle,
+            Servers(registry, tmux if tmux.is_there else None),
+            Watches(
+                tasks, ring_bytes=settings.limits.terminal_ring_bytes, most=settings.limits.terminal_rings
+            ),
+            per_session=settings.limits.terminals_per_session,
+        )
+        sweeper = Sweeper(database, terminals_)
+        sessions_.on_closed.append(sweeper.sweep)
         rooms = Rooms(
             sessions=sessions_,
             ensuring=Ensuring(
@@ -237,6 +256,15 @@ async def _furnished(
             ),
             permissions=Permissions(database, lifecycle),
             collisions=collisions_,
+            terminals=terminals_,
+            terminal_search=TerminalSearch(database, terminals_),
+            terminal_streams=TerminalStreams(
+                terminals_,
+                feed,
+                lifecycle,
+                heartbeat_s=settings.timing.heartbeat_s,
+                rotate_s=settings.timing.rotate_s,
+            ),
             feed=feed,
             streams=streams,
             keys=keys,
@@ -256,6 +284,7 @@ async def _furnished(
             ("feed", feed.run),
             ("health", healths.run),
             ("collisions", collisions_.run),
+            ("terminals", sweeper.run),
         ):
             tasks.start_soon(run, name=name)
         tasks.start_soon(hosts.run, tasks, name="hosts")

@@ -107,6 +107,12 @@ class Limits(_Strict):
     """Queued turns of one session."""
     sessions_per_owner: int = Field(10_000, ge=1)
     """Sessions of one owner that are not closed."""
+    terminals_per_session: int = Field(20, ge=0)
+    """Open terminals of one session."""
+    terminal_rings: int = Field(100, ge=1)
+    """Terminals whose output this replica keeps; the one not used for longest gives way to a new one."""
+    terminal_ring_bytes: int = Field(4 * 1024 * 1024, ge=4096, le=256 * 1024 * 1024)
+    """Bytes of a terminal's newest output that are kept for streams and for search."""
     body_bytes: int = Field(1024 * 1024, ge=1024)
     """Bytes of a request's body, except prompts."""
     prompt_body_bytes: int = Field(8 * 1024 * 1024, ge=1024)

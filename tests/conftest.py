@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
@@ -53,6 +54,8 @@ def run_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="alameda-tests-"))
     folder.chmod(0o711)
     yield folder
+    for server in folder.glob("**/tmux/socket"):
+        subprocess.run(["tmux", "-S", server, "kill-server"], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 

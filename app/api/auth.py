@@ -46,6 +46,8 @@ Prompter = Annotated[Principal, Depends(needs("prompt"))]
 """The caller, who may have agents work, and change and close sessions."""
 Approver = Annotated[Principal, Depends(needs("approve"))]
 """The caller, who may answer permission requests."""
+TerminalUser = Annotated[Principal, Depends(needs("terminal"))]
+"""The caller, who may use terminals."""
 Admin = Annotated[Principal, Depends(needs("admin"))]
 """The caller, who may make keys and drain backends."""
 

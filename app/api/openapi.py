@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from app.api.edge import SAFE_METHODS
 from app.api.problems import MEDIA_TYPE, ProblemBody, ValidationItem, codes_of, problem_responses
+from app.api.terminal_frames import terminal_schemas
 from app.domain.events import EVENT_CLASSES
 from app.engine.steps import Reason
 
@@ -107,7 +108,7 @@ def _schema(app: FastAPI) -> Json:
     schemas: Json = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    own = {**event_schemas(), **_model_schemas(ProblemBody, ValidationItem)}
+    own = {**event_schemas(), **terminal_schemas(), **_model_schemas(ProblemBody, ValidationItem)}
     assert not own.keys() & schemas.keys(), "two components of one name"
     schemas |= own
     if "EventPage" in schemas:

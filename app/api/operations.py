@@ -34,11 +34,11 @@ from app.domain.errors import (
     InvalidCursor,
     RateLimited,
     SessionNotFound,
+    TerminalNotFound,
     TurnNotFound,
     Unauthenticated,
-    UnsupportedByBackend,
 )
-from app.domain.ids import KeyId, SessionId, TurnId
+from app.domain.ids import KeyId, SessionId, TerminalId, TurnId
 from app.domain.keys import Scope
 from app.engine.keys import TICKET_OPENS_S
 from app.engine.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -150,7 +150,7 @@ async def _backend_view(
             mcp_servers=can.mcp_servers,
             worktrees=can.worktrees,
             imports=can.imports,
-            terminals=can.terminals,
+            terminals=rooms.terminals.servers.of(backend) is not None,
         ),
         turns=TurnCounts(**load.get(backend.name, {"running": 0, "queued": 0})),
     )
@@ -202,7 +202,7 @@ async def resume_backend(name: NamePath, caller: Admin, rooms: RoomsDep) -> Back
 @router.post(
     "/v1/stream-tickets",
     status_code=201,
-    responses=problems(SessionNotFound, TurnNotFound, UnsupportedByBackend, Forbidden),
+    responses=problems(SessionNotFound, TurnNotFound, TerminalNotFound, Forbidden),
 )
 async def make_ticket(body: TicketBody, caller: AnyCaller, rooms: RoomsDep) -> TicketView:
     """A ticket for one stream, for an EventSource, which cannot send headers."""
@@ -216,7 +216,8 @@ async def make_ticket(body: TicketBody, caller: AnyCaller, rooms: RoomsDep) -> T
         await rooms.turns.get(caller.owner, TurnId(body.turn_id))
         target = f"turn:{body.turn_id}"
     elif body.terminal_id is not None:
-        raise UnsupportedByBackend(detail="no backend offers terminals yet")
+        await rooms.terminals.get(caller.owner, TerminalId(body.terminal_id))
+        target = f"terminal:{body.terminal_id}"
     else:
         target = "all"
     ticket = await rooms.keys.make_ticket(caller, target)

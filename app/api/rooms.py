@@ -16,6 +16,9 @@ from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
+from app.engine.terminal_search import TerminalSearch
+from app.engine.terminal_streams import TerminalStreams
+from app.engine.terminals import Terminals
 from app.engine.turns import Turns
 
 
@@ -29,6 +32,9 @@ class Rooms:
     turns: Turns
     permissions: Permissions
     collisions: Collisions
+    terminals: Terminals
+    terminal_search: TerminalSearch
+    terminal_streams: TerminalStreams
     feed: Feed
     streams: Streams
     keys: Keys

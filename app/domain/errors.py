@@ -53,6 +53,11 @@ class CollisionNotFound(DomainError):
 
 
 @dataclass(eq=False)
+class TerminalNotFound(DomainError):
+    """No such terminal, or it has ended and nothing is kept of it."""
+
+
+@dataclass(eq=False)
 class BackendNotFound(DomainError):
     """No backend of that name is configured."""
 
@@ -177,6 +182,13 @@ class TooManySessions(DomainError):
     """Too many sessions that are not closed."""
 
     retry_after_s: int = 60
+
+
+@dataclass(eq=False)
+class TooManyTerminals(DomainError):
+    """Too many open terminals of this session."""
+
+    retry_after_s: int = 5
 
 
 @dataclass(eq=False)

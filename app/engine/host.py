@@ -20,7 +20,7 @@ from app.engine.hosted import Hosted
 from app.engine.intents import describe
 from app.engine.keeper import Keeper
 from app.engine.runner import Rules, Runner, Work
-from app.store import eventlog, health, intents, permissions, sessions, turns
+from app.store import eventlog, health, intents, permissions, sessions, terminals, turns
 from app.store.database import Database
 from app.store.eventlog import EventLog, LeaseLost
 from app.store.intents import Intent
@@ -223,6 +223,7 @@ class Host:
             async with self._hosted.database.begin() as db:
                 session = await self._hosted.locked(db)
                 if session.status != "closed":
+                    await terminals.close(db, session)
                     event = SessionClosed(reason=intent.body["reason"], archived=archived)
                     draft = eventlog.draft(session.session_id, None, event)
                     await eventlog.record(db, session.key, draft)

@@ -1,6 +1,6 @@
 """Sessions: ensured, listed, changed, closed, erased."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -58,6 +58,8 @@ class Sessions:
         self._database = database
         self._registry = registry
         self._lifecycle = lifecycle
+        self.on_closed: list[Callable[[], Awaitable[None]]] = []
+        """Awaited after a session was closed through this process."""
 
     # Read.
 
@@ -206,6 +208,9 @@ class Sessions:
             await wait_for(self._database, self._lifecycle, session.key, number, WAIT_S)
         async with self._database.begin() as db:
             session = await sessions.get(db, owner, session_id)
+        if session.status == "closed":
+            for call in self.on_closed:
+                await call()
         return session, session.status == "closed"
 
     async def erase(self, owner: Owner, session_id: SessionId) -> None:

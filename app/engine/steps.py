@@ -11,6 +11,7 @@ Reason: TypeAlias = Literal[
     "slow_consumer",
     "session_closed",
     "turn_ended",
+    "terminal_closed",
     "rebound",
     "auth_expired",
     "superseded",

@@ -258,6 +258,37 @@ class PermissionRow(Base):
     )
 
 
+class TerminalRow(Base):
+    """A terminal that was made through us; its row outlives its session's until nothing of it runs."""
+
+    __tablename__ = "terminals"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session: Mapped[int | None] = mapped_column(ForeignKey("agent_sessions.id", ondelete="SET NULL"))
+    kind: Mapped[str]
+    place: Mapped[str]
+    """Where it can be reached: a backend's name, or a machine and the socket of its tmux."""
+    handle: Mapped[str | None]
+    """What it is called there; null while it is being made."""
+    name: Mapped[str | None]
+    command: Mapped[str | None]
+    args: Mapped[list[Any]] = mapped_column(JSON, server_default=text("'[]'"))
+    cwd: Mapped[str]
+    rows: Mapped[int]
+    cols: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    closed_at: Mapped[datetime | None]
+    gone: Mapped[bool] = mapped_column(server_default=false())
+    """Whether it is known that nothing of it runs."""
+
+    __table_args__ = (
+        CheckConstraint("kind IN ('paseo', 'tmux')", name="kind"),
+        CheckConstraint("NOT gone OR closed_at IS NOT NULL", name="gone"),
+        Index(None, "session", "created_at", "id"),
+        Index("terminals_unsettled_idx", "place", postgresql_where=text("NOT gone")),
+    )
+
+
 class IntentRow(Base):
     """What some replica wants the session's host to do, and what came of it.
 

@@ -54,6 +54,16 @@ PROMISED = {
     ("GET", "/v1/collisions"),
     ("GET", "/v1/collisions/{}"),
     ("GET", "/v1/projects/{}/files"),
+    ("GET", "/v1/sessions/{}/terminals"),
+    ("POST", "/v1/sessions/{}/terminals"),
+    ("GET", "/v1/terminals/{}"),
+    ("DELETE", "/v1/terminals/{}"),
+    ("GET", "/v1/terminals/{}/output/stream"),
+    ("POST", "/v1/terminals/{}/input"),
+    ("POST", "/v1/terminals/{}/resize"),
+    ("GET", "/v1/terminals/{}/capture"),
+    ("GET", "/v1/terminals/{}/search"),
+    ("GET", "/v1/terminals/search"),
     ("GET", "/health"),
     ("GET", "/livez"),
     ("GET", "/readyz"),
@@ -83,11 +93,15 @@ PARAMETERS = {
     ("GET", "/v1/collisions"): {"project_id", "status", "limit", "cursor"},
     ("GET", "/v1/projects/{}/files"): {"limit", "cursor"},
     ("GET", "/v1/turns/{}/wait"): {"timeout_s"},
+    ("GET", "/v1/terminals/{}/output/stream"): {"Last-Event-ID", "ticket"},
+    ("GET", "/v1/terminals/{}/capture"): {"start", "end", "ansi"},
+    ("GET", "/v1/terminals/{}/search"): {"q", "regex", "ignore_case", "context", "limit"},
+    ("GET", "/v1/terminals/search"): {"q", "session_id", "project_id"},
     ("POST", "/v1/sessions/{}/turns"): {"Idempotency-Key", "Prefer"},
     ("POST", "/v1/prompt-stream"): {"Idempotency-Key"},
     ("POST", "/v1/turns/{}/retry"): {"Idempotency-Key", "Prefer"},
 }
-STREAMS = re.compile(r"/events/stream$|/prompt-stream$")
+STREAMS = re.compile(r"/(events|output)/stream$|/prompt-stream$")
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -180,14 +194,16 @@ async def test_answers_conform_to_the_document_whatever_is_asked(database_url: s
     async with open_house(database_url, folder, limits=Limits(auth_failures_per_minute=10**6)) as house:
         await house.ensure("s-1")
         turn = await house.run("s-1", "say x")
-        failures, asked = await anyio.to_thread.run_sync(_ask_around, house, turn["turn_id"])
+        answer = await house.post("/v1/sessions/s-1/terminals", {"command": "cat"})
+        ids = {"turn_id": turn["turn_id"], "terminal_id": answer.json()["terminal_id"]}
+        failures, asked = await anyio.to_thread.run_sync(_ask_around, house, ids)
         assert not failures, "\n\n".join(failures[:5])
-        assert len(asked) >= len(PROMISED) - 5
+        assert len(asked) >= len(PROMISED) - 6
         seqs = [event["seq"] for event in await house.log("s-1")]
         assert seqs == list(range(1, len(seqs) + 1))
 
 
-def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
+def _ask_around(house: House, ids: dict[str, str]) -> tuple[list[str], set[str]]:
     """What did not conform, and the operations that were asked."""
     failures: list[str] = []
     asked: set[str] = set()
@@ -214,7 +230,7 @@ def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
             suppress_health_check=list(HealthCheck),
         )
         def ask(case: schemathesis.Case[Any]) -> None:
-            _aim(case, turn_id)
+            _aim(case, ids)
             headers = {"Authorization": f"Bearer {house.key}"}
             response = case.call(headers=headers, timeout=DEFAULT_RESPONSE_TIMEOUT)
             assert response.status_code < 500 or response.status_code in (502, 503), response.text
@@ -228,13 +244,12 @@ def _ask_around(house: House, turn_id: str) -> tuple[list[str], set[str]]:
     return failures, asked
 
 
-def _aim(case: schemathesis.Case[Any], turn_id: str) -> None:
+def _aim(case: schemathesis.Case[Any], ids: dict[str, str]) -> None:
     """Half of the generated names do not exist: let some of them be known, and nothing wait for long."""
     names = case.path_parameters or {}
     if "session_id" in names and case.method not in ("DELETE", "PUT"):
         names["session_id"] = "s-1"
-    if "turn_id" in names:
-        names["turn_id"] = turn_id
+    names.update({name: ids[name] for name in names.keys() & ids.keys()})
     if "name" in names:
         names["name"] = "demo"
     if case.query and "timeout_s" in case.query:

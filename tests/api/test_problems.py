@@ -47,7 +47,7 @@ CONTRACT = {
         "path_not_allowed",
         "idempotency_key_reused",
     },
-    429: {"rate_limited", "too_many_streams", "too_many_sessions", "queue_full"},
+    429: {"rate_limited", "too_many_streams", "too_many_sessions", "too_many_terminals", "queue_full"},
     502: {"backend_error"},
     503: {"backend_unavailable", "draining", "database_unavailable"},
 }

@@ -34,8 +34,10 @@ async def her_things(house: House) -> dict[str, str]:
     async with house.stream(f"/v1/turns/{turn['turn_id']}/events/stream") as stream:
         frames = await stream.until("permission.requested")
     asked = next(frame for frame in frames if frame.event == "permission.requested")
+    terminal = await house.post(f"/v1/sessions/{HERS['session_id']}/terminals", {"command": "cat"})
     return {
         "session": HERS["session_id"],
+        "terminal": terminal.json()["terminal_id"],
         "ended": ended["turn_id"],
         "turn": turn["turn_id"],
         "permission": asked.data["data"]["permission_id"],
@@ -70,11 +72,27 @@ ROUTES: list[tuple[str, str, str, Any]] = [
     ("POST", "/v1/turns/{}/retry", "turn", None),
     ("DELETE", "/v1/turns/{}", "turn", None),
     ("DELETE", "/v1/turns/{}", "ended", None),
+    ("GET", "/v1/sessions/{}/terminals", "session", None),
+    ("POST", "/v1/sessions/{}/terminals", "session", {"command": "true"}),
+    ("GET", "/v1/terminals/search?q=x&session_id={}", "session", None),
+    ("GET", "/v1/terminals/{}", "terminal", None),
+    ("DELETE", "/v1/terminals/{}", "terminal", None),
+    ("GET", "/v1/terminals/{}/output/stream", "terminal", None),
+    ("POST", "/v1/terminals/{}/input", "terminal", {"data": "mine"}),
+    ("POST", "/v1/terminals/{}/resize", "terminal", {"rows": 5, "cols": 5}),
+    ("GET", "/v1/terminals/{}/capture", "terminal", None),
+    ("GET", "/v1/terminals/{}/search?q=x", "terminal", None),
     ("GET", "/v1/permissions/{}", "permission", None),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "allow"}),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "deny", "option_id": "x"}),
 ]
-MISSING = {"session": "no-such-name", "turn": "trn_x", "ended": "trn_x", "permission": "prm_x"}
+MISSING = {
+    "session": "no-such-name",
+    "terminal": "ter_x",
+    "turn": "trn_x",
+    "ended": "trn_x",
+    "permission": "prm_x",
+}
 
 
 async def test_t11_what_is_another_owner_s_is_as_if_it_were_not_there(house: House) -> None:
@@ -92,7 +110,11 @@ async def test_t11_what_is_another_owner_s_is_as_if_it_were_not_there(house: Hou
                 answers.append((told, {**headers, "content-length": ""}))
             assert answers[0] == answers[1], (method, path)
             assert hers[what] not in json.dumps(answers[0])
-        for body in ({"session_id": hers["session"]}, {"turn_id": hers["turn"]}):
+        for body in (
+            {"session_id": hers["session"]},
+            {"turn_id": hers["turn"]},
+            {"terminal_id": hers["terminal"]},
+        ):
             assert (await client.post("/v1/stream-tickets", json=body)).status_code == 404
     assert await house.log(hers["session"]) == log
     assert (await house.get(f"/v1/sessions/{hers['session']}"))["pending_permissions"] == 1

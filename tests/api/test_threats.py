@@ -67,6 +67,16 @@ SCOPED: dict[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/v1/collisions"): ("read", None),
     ("GET", "/v1/collisions/{collision_id}"): ("read", None),
     ("GET", "/v1/projects/{project_id}/files"): ("read", None),
+    ("GET", "/v1/sessions/{session_id}/terminals"): ("terminal", None),
+    ("POST", "/v1/sessions/{session_id}/terminals"): ("terminal", {"command": "true"}),
+    ("GET", "/v1/terminals/search"): ("terminal", None),
+    ("GET", "/v1/terminals/{terminal_id}"): ("terminal", None),
+    ("DELETE", "/v1/terminals/{terminal_id}"): ("terminal", None),
+    ("GET", "/v1/terminals/{terminal_id}/output/stream"): ("terminal", None),
+    ("POST", "/v1/terminals/{terminal_id}/input"): ("terminal", {"data": "taken over"}),
+    ("POST", "/v1/terminals/{terminal_id}/resize"): ("terminal", {"rows": 5, "cols": 5}),
+    ("GET", "/v1/terminals/{terminal_id}/capture"): ("terminal", None),
+    ("GET", "/v1/terminals/{terminal_id}/search"): ("terminal", None),
     ("GET", "/v1/backends"): ("read", None),
     ("GET", "/v1/backends/{name}"): ("read", None),
     ("GET", "/v1/backends/{name}/providers"): ("read", None),
@@ -470,8 +480,8 @@ async def test_t07_every_route_needs_its_scope_and_no_other(house: House) -> Non
 
 
 async def test_t07_a_terminal_ticket_needs_the_terminal_scope(house: House) -> None:
-    """There are no terminals yet, and no other scope finds that out."""
-    for scopes, expected in ((("terminal",), 422), (("read", "prompt", "approve", "admin"), 403)):
+    """No other scope finds out whether there is such a terminal."""
+    for scopes, expected in ((("terminal",), 404), (("read", "prompt", "approve", "admin"), 403)):
         key = await make_key(house, *scopes)
         answer = await house.post("/v1/stream-tickets", {"terminal_id": "t"}, **bearer(key["key"]))
         assert answer.status_code == expected

@@ -1,0 +1,179 @@
+"""The output of terminals as this process hears it: for each terminal that somebody asked about, a ring.
+
+A ring lives as long as its terminal is followed; what is missed begins a new one. Nothing of it is kept in
+the database: another process, or this one after a restart, has rings of its own.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from app.backends.base import BackendError
+from app.backends.terminals import FollowLost, TerminalGone, TerminalServer
+from app.domain.ids import TerminalId
+from app.domain.ring import Ring
+from app.domain.terminals import Terminal
+from app.store.bell import Wakeup
+
+log = structlog.get_logger(__name__)
+
+ATTACH_S = 5.0
+"""Seconds that a request waits until a terminal is followed."""
+AGAIN_S = 0.25
+AGAIN_MAX_S = 10.0
+"""Seconds between two tries to follow a terminal again, doubled up to the most."""
+
+
+class Watch:
+    """One terminal, followed by this process."""
+
+    def __init__(self, terminal_id: TerminalId, handle: str, server: TerminalServer, ring: Ring) -> None:
+        self.terminal_id = terminal_id
+        self.handle = handle
+        self.server = server
+        self.ring = ring
+        """What it has put out since it was followed without a gap; another one after a gap."""
+        self.ended = False
+        """Whether nothing more will come."""
+        self.streams = 0
+        self.used_at = anyio.current_time()
+        self.scope = anyio.CancelScope()
+        self._attached = anyio.Event()
+        self._listeners: set[Wakeup] = set()
+
+    async def attached(self) -> None:
+        """Wait until it is followed, or has ended; a few seconds at most."""
+        with anyio.move_on_after(ATTACH_S):
+            await self._attached.wait()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it is followed, or has ended."""
+        return self._attached.is_set()
+
+    @contextmanager
+    def listen(self) -> Iterator[Wakeup]:
+        """A wake-up whenever something came, and whenever streams have to look; counts as a stream."""
+        wakeup = Wakeup()
+        self._listeners.add(wakeup)
+        self.streams += 1
+        try:
+            yield wakeup
+        finally:
+            self._listeners.discard(wakeup)
+            self.streams -= 1
+            self.used_at = anyio.current_time()
+
+    def wake(self) -> None:
+        """Let every stream look."""
+        for wakeup in self._listeners:
+            wakeup.set()
+
+    def begin(self, ring: Ring | None, shown: bytes) -> None:
+        """It is followed from now on; `ring` takes the place of one with a gap."""
+        if ring is not None:
+            self.ring = ring
+        elif shown:
+            self.ring.append(shown)
+        self._attached.set()
+        self.wake()
+
+    def append(self, data: bytes) -> None:
+        """It has put this out."""
+        self.ring.append(data)
+        self.wake()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self.ended = True
+        self._attached.set()
+        self.wake()
+
+
+class Watches:
+    """All that this process follows; the one not used for longest gives way to a new one."""
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        *,
+        ring_bytes: int,
+        most: int,
+    ) -> None:
+        self.on_end: Callable[[TerminalId], Awaitable[None]] | None = None
+        """Awaited for a terminal that has ended."""
+        self._tasks = tasks
+        self._ring_bytes = ring_bytes
+        self._most = most
+        self._watches: dict[TerminalId, Watch] = {}
+
+    def get(self, terminal_id: TerminalId) -> Watch | None:
+        """The watch of a terminal, if it has one."""
+        watch = self._watches.get(terminal_id)
+        if watch is not None:
+            watch.used_at = anyio.current_time()
+        return watch
+
+    def has_room(self) -> bool:
+        """Whether another terminal could be followed."""
+        return len(self._watches) < self._most or any(not one.streams for one in self._watches.values())
+
+    def start(self, terminal: Terminal, server: TerminalServer) -> Watch:
+        """Follow a terminal, whose earlier output is not known, unless that is done already."""
+        return self.get(terminal.id) or self.start_new(terminal.id, terminal.handle, server, fresh=False)
+
+    def start_new(
+        self, terminal_id: TerminalId, handle: str, server: TerminalServer, *, fresh: bool = True
+    ) -> Watch:
+        """Follow a terminal that was just made, so that its ring begins with it if it is `fresh`."""
+        self._make_room()
+        watch = Watch(terminal_id, handle, server, Ring(self._ring_bytes, complete=fresh))
+        self._watches[terminal_id] = watch
+        self._tasks.start_soon(self._serve, watch, fresh, name=f"terminal {terminal_id}")
+        return watch
+
+    def wake_all(self) -> None:
+        """Let every stream look."""
+        for watch in self._watches.values():
+            watch.wake()
+
+    def _make_room(self) -> None:
+        while len(self._watches) >= self._most:
+            idle = [watch for watch in self._watches.values() if not watch.streams]
+            if not idle:
+                return
+            last = min(idle, key=lambda watch: (not watch.ended, watch.used_at))
+            del self._watches[last.terminal_id]
+            last.scope.cancel()
+
+    async def _serve(self, watch: Watch, fresh: bool) -> None:
+        """One terminal's task: whatever befalls it reaches no other."""
+        with watch.scope:
+            try:
+                await self._follow(watch, fresh)
+            except Exception:
+                log.exception("terminal_watch_crashed", terminal_id=watch.terminal_id)
+            watch.end()
+
+    async def _follow(self, watch: Watch, fresh: bool) -> None:
+        pause = AGAIN_S
+        while True:
+            ring = None if fresh else Ring(self._ring_bytes, complete=False)
+            try:
+                async with watch.server.follow(watch.handle) as following:
+                    watch.begin(ring, following.shown if fresh else b"")
+                    fresh, pause = False, AGAIN_S
+                    async for data in following:
+                        watch.append(data)
+                break
+            except TerminalGone:
+                break
+            except (FollowLost, BackendError):
+                await anyio.sleep(pause)
+                pause = min(pause * 2, AGAIN_MAX_S)
+        watch.end()
+        if self.on_end is not None:
+            await self.on_end(watch.terminal_id)
