@@ -13,7 +13,8 @@ class Ring:
     """Raw output, the oldest of it dropped past `limit` bytes. Offsets mean nothing in another ring."""
 
     def __init__(self, limit: int, *, complete: bool) -> None:
-        """`complete`: it begins with the terminal's first output."""
+        """`complete`: it begins with the terminal's first output. `limit` holds at least a few sequences."""
+        assert limit >= 2 * _LONGEST
         self.id = secrets.token_hex(6)
         self.base = 0
         """Offset of the oldest byte that is kept."""
