@@ -28,7 +28,7 @@ async def replica(twin: Twin, database_url: str, folder: Path) -> AsyncIterator[
     backends = {"paseo": BackendSettings(type="paseo", url=twin.http, provider="scripted")}  # type: ignore[arg-type]  # parsed
     async with open_house(database_url, folder, backends=backends) as house:
         with anyio.fail_after(PATIENCE):
-            while (await house.get("/v1/backends/paseo"))["status"] != "up":
+            while (await house.get("/v1/backends/paseo"))["status"] != "up":  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         yield house
 
@@ -76,7 +76,7 @@ async def test_terminal_of_a_daemon_is_used_from_its_first_byte_to_its_last(
         assert frames[-1].data == {"reason": "terminal_closed"}
         await closed(house, terminal)
         assert logged(await house.log("s")) == [("terminal.opened", terminal), ("terminal.closed", terminal)]
-        # What it put out last can still be read for a while, by its old position too; then nothing more comes.
+        # What it put out can still be read for a while; after the last of it nothing comes.
         whole = await streamed(house, terminal, b"exit\r\n")
         path = f"/v1/terminals/{terminal}/output/stream"
         assert (await house.client.get(path, headers={"Last-Event-ID": last_id(whole)})).status_code == 204
