@@ -25,7 +25,7 @@ from tests.paseo.twin import Twin
 @asynccontextmanager
 async def replica(twin: Twin, database_url: str, folder: Path) -> AsyncIterator[House]:
     """A service over the daemon, its link up."""
-    backends = {"paseo": BackendSettings(type="paseo", url=twin.http, provider="scripted")}  # type: ignore[arg-type]  # parsed
+    backends = {"paseo": BackendSettings(type="paseo", url=twin.http, provider="scripted")}
     async with open_house(database_url, folder, backends=backends) as house:
         with anyio.fail_after(PATIENCE):
             while (await house.get("/v1/backends/paseo"))["status"] != "up":  # noqa: ASYNC110
@@ -69,7 +69,7 @@ async def test_terminal_of_a_daemon_is_used_from_its_first_byte_to_its_last(
         assert twin.daemon is not None
         (shell,) = twin.daemon.terminals.all.values()
         assert (shell.rows, shell.cols) == (30, 100)
-        async with house.stream(f"/v1/terminals/{terminal}/output/stream", **{"from": "now"}) as stream:
+        async with house.stream(f"/v1/terminals/{terminal}/output/stream", after=last_id(frames)) as stream:
             await stream.until("stream.ready")
             await type_into(house, terminal, "exit\r")
             frames = await stream.to_end()
@@ -143,8 +143,8 @@ async def test_terminal_survives_our_restart_and_not_the_daemon_s(database_url: 
             await type_into(first, terminal, "echo before\r")
             await streamed(first, terminal, b"before\r\n# ")
         async with replica(twin, database_url, folder) as second:
-            answer = await search(second, terminal, "before")
-            assert (answer["source"], len(answer["matches"])) == ("capture", 2)
+            seen = await search(second, terminal, "before")
+            assert (seen["source"], len(seen["matches"])) == ("capture", 2)
             await type_into(second, terminal, "echo after\r")
             await captured(second, terminal, "after")
             await twin.kill()
