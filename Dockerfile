@@ -22,7 +22,7 @@ FROM python:3.13-slim-bookworm
 # A real passwd entry, not only a number: PostgreSQL's initdb refuses a uid without a name.
 # The uid is the one of the paseo image in docker-compose.yml, so that both can use one workspace.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini \
+    && apt-get install --yes --no-install-recommends tini tmux \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 alameda \
     && useradd --uid 10001 --gid alameda --create-home --shell /usr/sbin/nologin alameda \

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from wcwidth import wcswidth, wcwidth
 
-BLOCK = 256 * 1024
+BLOCK = 64 * 1024
 """Bytes that are looked at in one go: short enough for a thread not to hold up the others."""
 MAX_LINE = 1024 * 1024
 """Bytes of a line; a longer one is broken there."""

@@ -124,6 +124,7 @@ def search(blocks: Iterable[bytes], query: Query, *, first_line: int = 0) -> Fou
     lines_left = 0
     truncated = False
     for block in blocks:
+        time.sleep(0)  # lets another thread have the interpreter
         first = text.add(block)
         if len(places) > query.limit:
             lines_left -= block.count(b"\n")
