@@ -232,7 +232,7 @@ async def _furnished(
             per_session=settings.limits.terminals_per_session,
         )
         sweeper = Sweeper(database, terminals_)
-        sessions_.on_closed.append(sweeper.sweep)
+        sessions_.on_closed.append(sweeper.session_closed)
         rooms = Rooms(
             sessions=sessions_,
             ensuring=Ensuring(

@@ -59,7 +59,12 @@ def _best(rounds: int, run: Callable[[], object]) -> float:
 def _longest_wait(run: Callable[[], object]) -> float:
     """The longest that another thread waited for the interpreter while `run` ran."""
     ended = threading.Event()
-    worker = threading.Thread(target=lambda: (run(), ended.set()))
+
+    def work() -> None:
+        run()
+        ended.set()
+
+    worker = threading.Thread(target=work)
     longest, last = 0.0, time.perf_counter()
     worker.start()
     while not ended.is_set():

@@ -17,6 +17,8 @@ from app.paseo.terminals import Exited, Output, Screen, Snapshot, TerminalNote
 
 T = TypeVar("T")
 
+LINK_WAIT_S = 2.0
+"""Seconds that a request waits for a link that is being dialled."""
 SNAPSHOT_S = 5.0
 """Seconds to wait for the screen that a daemon shows first to whoever follows."""
 
@@ -56,6 +58,7 @@ class PaseoTerminals:
         """Make it under the caller's name and ours, which finds it again."""
         called = f"{spec.name} ({name})" if spec.name else name
         try:
+            await self._client.wait_up(LINK_WAIT_S)
             made = await self._terminals.create(
                 cwd, name=called, command=spec.command, arguments=list(spec.args) or None
             )
@@ -118,6 +121,7 @@ class PaseoTerminals:
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:
+            await self._client.wait_up(LINK_WAIT_S)
             return await ask()
         except errors.Refused as error:
             if error.reason is Reason.TERMINAL_NOT_FOUND:
@@ -146,7 +150,7 @@ def _shown(note: TerminalNote) -> bytes:
 
 
 def _row(row: list[dict[str, object]]) -> str:
-    return "".join(cell["char"] if isinstance(cell.get("char"), str) else " " for cell in row)  # type: ignore[misc]
+    return "".join(str(cell.get("char", " ")) for cell in row)
 
 
 def _position(screen: Screen, name: str) -> int:

@@ -58,8 +58,8 @@ class Sessions:
         self._database = database
         self._registry = registry
         self._lifecycle = lifecycle
-        self.on_closed: list[Callable[[], Awaitable[None]]] = []
-        """Awaited after a session was closed through this process."""
+        self.on_closed: list[Callable[[SessionKey], Awaitable[None]]] = []
+        """Awaited after a session was closed through this process; never raises, and never for long."""
 
     # Read.
 
@@ -210,7 +210,7 @@ class Sessions:
             session = await sessions.get(db, owner, session_id)
         if session.status == "closed":
             for call in self.on_closed:
-                await call()
+                await call(session.key)
         return session, session.status == "closed"
 
     async def erase(self, owner: Owner, session_id: SessionId) -> None:

@@ -1,13 +1,12 @@
 """What nobody waits for: terminals that ended unseen are told of, those of closed sessions are ended."""
 
-import time
-
 import anyio
 import structlog
 
 from app.backends.base import BackendError
 from app.backends.terminals import TerminalServer
 from app.domain.errors import DatabaseUnavailable
+from app.domain.ids import SessionKey
 from app.engine.terminals import Terminals
 from app.store import terminals
 from app.store.database import Database
@@ -17,6 +16,8 @@ log = structlog.get_logger(__name__)
 
 SWEEP_S = 5.0
 """Seconds between two looks at all terminals that this process reaches."""
+SOON_S = 3.0
+"""Seconds that closing a session waits for its terminals' end."""
 LOOK_S = 10.0
 """Seconds for a look at one that runs them."""
 
@@ -32,22 +33,27 @@ class Sweeper:
         """Look again and again, until cancelled."""
         while True:
             await self.sweep()
+            self._terminals.watches.forget_ended()
             await anyio.sleep(SWEEP_S)
 
-    async def sweep(self) -> None:
-        """Look once. Never raises."""
-        began = time.monotonic()
+    async def session_closed(self, session: SessionKey) -> None:
+        """End a closed session's terminals now, as far as that takes no time. Never raises."""
+        with anyio.move_on_after(SOON_S):
+            await self.sweep(session)
+
+    async def sweep(self, session: SessionKey | None = None) -> None:
+        """Look once, at one session's terminals only if it is named. Never raises."""
         servers = {server.place: server for server in self._terminals.servers.all()}
         try:
             async with self._database.begin() as db:
-                rows = await terminals.unsettled(db, list(servers))
+                rows = await terminals.unsettled(db, list(servers), session)
             for place in {row.place for row in rows}:
                 with anyio.move_on_after(LOOK_S):
                     await self._settle(servers[place], [row for row in rows if row.place == place])
         except (DatabaseUnavailable, BackendError):
             pass  # nobody waits for it: the next look finds the same
         except Exception:
-            log.exception("terminal_sweep_crashed", seconds=time.monotonic() - began)
+            log.exception("terminal_sweep_crashed")
 
     async def _settle(self, server: TerminalServer, rows: list[Unsettled]) -> None:
         """The rows were read before what runs is looked at: one whose terminal is not there has ended."""

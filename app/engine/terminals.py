@@ -35,6 +35,9 @@ from app.store.paging import Page
 
 log = structlog.get_logger(__name__)
 
+UNDO_S = 5.0
+"""Seconds to end a terminal that came too late."""
+
 
 class Servers:
     """Who runs terminals, as far as this process reaches them."""
@@ -146,17 +149,30 @@ class Terminals:
                 rows=spec.rows,
                 cols=spec.cols,
             )
+        handle: str | None = None
         try:
             with told():
                 handle = await server.create(terminal_id, cwd, spec)
-        except (BackendIsDown, BackendFailed) as error:
+                await self._begin(server, terminal_id, handle, cwd, spec)
+        except (BackendIsDown, BackendFailed, TerminalNotFound) as error:
             if not isinstance(error.__cause__, OutcomeUnknown):  # else the sweeper looks for it
-                async with self._database.begin() as db:
-                    await terminals.drop(db, terminal_id)
+                await self._undo(server, terminal_id, handle)
+            if isinstance(error, TerminalNotFound):
+                raise BackendFailed(detail="the terminal ended before its program began") from None
             raise
-        await self._begin(server, terminal_id, handle, cwd, spec)
         await self._opened(session, server, terminal_id, handle)
         return await self.get(owner, terminal_id)
+
+    async def _undo(self, server: TerminalServer, terminal_id: TerminalId, handle: str | None) -> None:
+        """Leave nothing of a terminal that could not be made; what cannot be ended now the sweeper ends."""
+        if handle is not None:
+            try:
+                with anyio.fail_after(UNDO_S, shield=True):
+                    await server.kill(handle)
+            except (BackendError, TimeoutError):
+                return
+        async with self._database.begin() as db:
+            await terminals.drop(db, terminal_id)
 
     def _where(self, session: Session) -> tuple[TerminalServer, str]:
         backend = self._registry.get(session.backend)
@@ -171,8 +187,7 @@ class Terminals:
         """Follow the terminal, then start its program, so that nothing of it is missed."""
         if self.watches.has_room():
             await self.watches.start_new(terminal_id, handle, server).attached()
-        with told():
-            await server.start(handle, cwd, spec)
+        await server.start(handle, cwd, spec)
 
     async def _opened(
         self, session: Session, server: TerminalServer, terminal_id: TerminalId, handle: str
@@ -184,10 +199,7 @@ class Terminals:
             else:
                 now = None
         if now is None:  # the session was closed meanwhile
-            with anyio.move_on_after(5.0, shield=True), told():
-                await server.kill(handle)
-            async with self._database.begin() as db:
-                await terminals.drop(db, terminal_id)
+            await self._undo(server, terminal_id, handle)
             raise SessionIsClosed
         log.info("terminal_opened", terminal_id=terminal_id, kind=server.kind)
         watch = self.watches.get(terminal_id)

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 ATTACH_S = 5.0
 """Seconds that a request waits until a terminal is followed."""
+ENDED_S = 600.0
+"""Seconds for which the output of a terminal that has ended can still be read."""
 AGAIN_S = 0.25
 AGAIN_MAX_S = 10.0
 """Seconds between two tries to follow a terminal again, doubled up to the most."""
@@ -88,6 +90,7 @@ class Watch:
 
     def end(self) -> None:
         """Nothing more will come."""
+        self.used_at = anyio.current_time()
         self.ended = True
         self._attached.set()
         self.wake()
@@ -139,6 +142,13 @@ class Watches:
         """Let every stream look."""
         for watch in self._watches.values():
             watch.wake()
+
+    def forget_ended(self) -> None:
+        """Drop what terminals that ended a while ago have put out."""
+        before = anyio.current_time() - ENDED_S
+        for watch in list(self._watches.values()):
+            if watch.ended and not watch.streams and watch.used_at < before:
+                del self._watches[watch.terminal_id]
 
     def _make_room(self) -> None:
         while len(self._watches) >= self._most:

@@ -158,12 +158,15 @@ class Unsettled:
     """Whether it is to be ended: it or its session was closed, or its making was given up."""
 
 
-async def unsettled(db: AsyncSession, places: Sequence[str]) -> list[Unsettled]:
-    """Every terminal at these places of which something may run."""
+async def unsettled(
+    db: AsyncSession, places: Sequence[str], session: SessionKey | None = None
+) -> list[Unsettled]:
+    """Every terminal at these places of which something may run, or those of one session."""
     is_late = TerminalRow.created_at < func.now() - text(f"interval '{UNFINISHED_S} seconds'")
-    rows = await db.execute(
-        select(TerminalRow, is_late).where(TerminalRow.place.in_(places), ~TerminalRow.gone)
-    )
+    query = select(TerminalRow, is_late).where(TerminalRow.place.in_(places), ~TerminalRow.gone)
+    if session is not None:
+        query = query.where(TerminalRow.session == session)
+    rows = await db.execute(query)
     return [
         Unsettled(
             id=TerminalId(t.id),
