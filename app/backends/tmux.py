@@ -37,7 +37,7 @@ HISTORY_LINES = 10_000
 """Lines of scrollback that tmux keeps of a terminal."""
 WRITE_BYTES = 4096
 """Bytes that one command types; tmux takes 16 KiB with everything around."""
-COMMAND_S = 10.0
+COMMAND_S = 5.0
 """Seconds that a command of tmux may take."""
 MAX_CONTROL_LINE = 4 * 1024 * 1024
 """Bytes of a line in control mode; tmux writes far shorter ones."""
@@ -186,7 +186,7 @@ class TmuxTerminals:
         try:
             with anyio.fail_after(COMMAND_S):
                 return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
-        except (LibTmuxException, OSError, UnicodeError) as error:
+        except (LibTmuxException, OSError, subprocess.SubprocessError, UnicodeError) as error:
             raise BackendUnavailable(f"tmux cannot be run: {type(error).__name__}") from None
 
     async def _ensure_server(self) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from wcwidth import wcswidth, wcwidth
 
+from app.domain.ring import SCREEN
+
 BLOCK = 64 * 1024
 """Bytes that are looked at in one go: short enough for a thread not to hold up the others."""
 MAX_LINE = 1024 * 1024
@@ -17,7 +19,6 @@ MAX_LINE = 1024 * 1024
 TAB = 8
 """Columns from one tab stop to the next."""
 
-_SCREEN = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
 _ERASE = re.compile(rb"\x1b\[([02]?)K")
 _ESCAPES = re.compile(
     rb"\x1b(?:"
@@ -62,7 +63,7 @@ def _without_full_screens(block: bytes, full_screen: bool) -> tuple[bytes, bool]
     if not full_screen and b"\x1b[?" not in block:
         return block, False
     kept, start = [], 0
-    for toggle in _SCREEN.finditer(block):
+    for toggle in SCREEN.finditer(block):
         if not full_screen:
             kept.append(block[start : toggle.start()])
         full_screen, start = toggle[1] == b"h", toggle.end()

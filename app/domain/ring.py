@@ -3,7 +3,7 @@
 import re
 import secrets
 
-_SCREEN = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
+SCREEN = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
 """A program takes the whole screen (`h`) or gives it back (`l`): DEC's private modes, as xterm has them."""
 _LONGEST = 8
 """Bytes of the longest such sequence."""
@@ -46,7 +46,7 @@ class Ring:
     def append(self, data: bytes) -> None:
         """Add output."""
         seam = bytes(self._data[-_LONGEST:]) + data
-        if toggles := _SCREEN.findall(seam):
+        if toggles := SCREEN.findall(seam):
             self.is_full_screen = toggles[-1] == b"h"
         self._data += data
         if (over := len(self._data) - self._limit) > 0:
@@ -54,7 +54,7 @@ class Ring:
 
     def _drop(self, count: int) -> None:
         dropped = bytes(self._data[: count + _LONGEST])
-        for toggle in _SCREEN.finditer(dropped):
+        for toggle in SCREEN.finditer(dropped):
             if toggle.start() < count:
                 self.full_screen_at_base = toggle[1] == b"h"
         self.first_line += dropped.count(b"\n", 0, count)

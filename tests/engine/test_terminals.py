@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 from app.settings import Limits
@@ -422,3 +423,20 @@ async def test_no_terminal_comes_into_the_list_from_elsewhere(house: House) -> N
     await house.client.delete(f"/v1/terminals/{names[0]}")
     assert len((await house.get("/v1/sessions/s/terminals", status="open"))["items"]) == 2
     await running(house, {*names[1:], "foreign"})
+
+
+async def test_tmux_that_does_not_answer_is_a_503_and_ends_no_terminal(house: House) -> None:
+    """Stopped, it answers nobody; going on, it is used as before."""
+    await house.ensure("s")
+    terminal = (await open_terminal(house, "s", "cat"))["terminal_id"]
+    (pid,) = tmux(house, "display-message", "-p", "#{pid}")
+    server = psutil.Process(int(pid))
+    server.suspend()
+    try:
+        answer = await house.client.get(f"/v1/terminals/{terminal}/capture")
+        assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+    finally:
+        server.resume()
+    await type_into(house, terminal, "again\r")
+    await captured(house, terminal, "again")
+    assert (await house.get(f"/v1/terminals/{terminal}"))["status"] == "open"
