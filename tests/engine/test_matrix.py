@@ -338,7 +338,7 @@ async def story_of(house: House, session: str, turns: dict[str, str]) -> str:
 
 # The instant of the end.
 
-SESSIONS, ROUNDS = 5, 5
+SESSIONS, ROUNDS = 5, 3
 """Races of each strategy with each agent: so many sessions at a time, so many one after the other."""
 
 

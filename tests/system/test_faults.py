@@ -363,7 +363,7 @@ class Outage:
 
 
 @asynccontextmanager
-async def own_database(folder: Path) -> AsyncIterator[Outage]:
+async def own_database(folder: Path, **settings: str) -> AsyncIterator[Outage]:
     """A service whose streams beat each second, on a database of the test's own."""
     database = folder / "database"
     folder.chmod(0o711)
@@ -379,7 +379,7 @@ async def own_database(folder: Path) -> AsyncIterator[Outage]:
             f"?host={quote(str(database / 'postgres'), safe='')}&port={server.port}"
         )
         try:
-            more = {"DATABASE_URL": url, "ALAMEDA_TIMING__HEARTBEAT_S": "1"}
+            more = {"DATABASE_URL": url, "ALAMEDA_TIMING__HEARTBEAT_S": "1", **settings}
             async with serving(folder, **more) as service:
                 yield Outage(service, lambda: stopping.set(), start, more)
         finally:
@@ -458,7 +458,7 @@ async def test_opening_waits_for_the_database_even_to_find_out_who_asks(folder: 
 
 async def test_host_that_was_paused_is_fenced_out_by_the_replica_that_took_over(folder: Path) -> None:
     """Its lease ran out: another replica ends the turn and runs the queue; the late host writes nothing."""
-    async with own_database(folder) as outage:
+    async with own_database(folder, ALAMEDA_TIMING__LEASE_S="4") as outage:
         paused = outage.service
         (folder / "other").mkdir()
         async with serving(

@@ -34,7 +34,7 @@ from tests.system.test_paseo_recovery import chunks, plain
 
 log = structlog.get_logger(__name__)
 
-ROUNDS = int(os.environ.get("ALAMEDA_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("ALAMEDA_ROUNDS", "1"))
 """How often each replica is restarted; more than by default to look for what is rare."""
 CHATS = 3
 CHUNKS = 60
