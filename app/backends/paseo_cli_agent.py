@@ -81,7 +81,9 @@ class _Turn:
     """Whether the daemon has said that it started."""
     was_told: bool = False
     is_stopped: bool = False
-    """Whether the daemon has said that it stopped it for us."""
+    """Whether the daemon has said that it stopped it for us, or was asked to and not heard."""
+    stopping: anyio.Event | None = None
+    """Set once a stop that was asked for has been answered: the turn may be seen at rest before that."""
     was_running: bool = False
     """Whether it was seen to run, after its host was gone."""
 
@@ -228,6 +230,8 @@ class PaseoCliAgent:
                 self._tell(turn.attempt, LinkRestored() if was_away else StillRunning())
                 was_away, seen_running = False, True
                 continue
+            if turn.stopping is not None:
+                await turn.stopping.wait()
             if (was_away or turn.was_running) and not (seen_running or turn.is_stopped):
                 # A daemon that was started again says `idle` of a turn that died with it.
                 return TurnUnknown(cause="daemon_away" if was_away else "unobserved")
@@ -331,11 +335,17 @@ class PaseoCliAgent:
             await self._stop(self._turn)
 
     async def _stop(self, turn: _Turn) -> None:
+        turn.stopping = answered = anyio.Event()
+        was_stopped = True  # as far as anybody knows, until it is answered
         try:
-            turn.is_stopped = await self._cli.stop(self._id) or turn.is_stopped
+            was_stopped = await self._cli.stop(self._id)
         except PaseoError as error:
             self._is_stale = True
+            was_stopped = not isinstance(error, NotSent | Refused)
             log.info("paseo_cli_stop_failed", error=type(error).__name__)
+        finally:
+            turn.is_stopped |= was_stopped
+            answered.set()
 
     async def kill(self) -> None:
         """Start the agent's process anew; an open turn ends as stopped."""

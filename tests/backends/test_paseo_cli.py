@@ -332,6 +332,15 @@ async def test_a_released_agent_leaves_its_turn_to_the_daemon_and_no_process_beh
     assert [one["status"] for one in agents(tmp_path)] == ["running"]
 
 
+async def test_a_turn_seen_at_rest_before_its_stop_was_answered_was_stopped(tmp_path: Path) -> None:
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        await agent.prompt(prompt("a-1", "say on", "sleep 600000"))
+        fault(tmp_path, stop="late")
+        await agent.interrupt()
+        assert (await until(agent, is_end))[-1] == TurnStopped()
+
+
 async def test_a_turn_that_ended_before_the_stop_is_not_said_to_be_stopped(tmp_path: Path) -> None:
     async with cli_backend(tmp_path) as backend:
         agent = await made(backend, tmp_path)

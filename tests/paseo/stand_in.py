@@ -56,6 +56,8 @@ def main() -> int:
             found |= {"status": "error", "message": "out of credit"}
         if fault == "hang":
             hang()
+        if fault == "late":
+            time.sleep(0.5)
         if fault == "garbage":
             found = "Debugger attached.\n{not json"
     except Plain as error:
