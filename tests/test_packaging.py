@@ -211,5 +211,5 @@ def test_example_configuration_parses_with_every_comment_taken_in() -> None:
     assert plain["backends"]["paseo"]["type"] == "paseo"
     assert plain["backends"]["opencode"] == {"type": "acp", "command": ["opencode", "acp"]}
     whole = tomllib.loads(re.sub(r"^# (?=\w+ = |\[)", "", text, flags=re.MULTILINE))
-    assert {backend["type"] for backend in whole["backends"].values()} == {"paseo", "acp"}
+    assert {backend["type"] for backend in whole["backends"].values()} == {"paseo", "paseo-cli", "acp"}
     assert whole["limits"]

@@ -105,7 +105,7 @@ async def test_what_it_cannot_do_is_declared_and_refused(database_url: str, fold
 async def test_a_turn_outlives_a_restart_and_is_told_once(database_url: str, folder: Path) -> None:
     async with cli_house(database_url, folder) as house:
         await opened(house)
-        turn = await house.prompt("s-1", "say on\nsleep 30000\nsay and on")
+        turn = await house.prompt("s-1", "say on\nsleep 60000\nsay and on")
         await house.follow(f"/v1/turns/{turn['turn_id']}/events/stream", "turn.started")
     async with cli_house(database_url, folder) as house:
         ended = await house.ended(turn["turn_id"])
