@@ -12,6 +12,7 @@ from app.domain.events import TERMINAL_TYPES
 from app.settings import BackendSettings
 from tests.engine.replicas import agents, two_houses
 from tests.house import House, open_house
+from tests.system.test_paseo_recovery import eventually
 
 Json = dict[str, Any]
 SLOW = """
@@ -349,7 +350,7 @@ async def test_close_ends_the_turn_and_the_queue(house: House) -> None:
     types = [event["type"] for event in await house.log("s-1")]
     assert types[-1] == "session.closed"
     assert sum(type_ in TERMINAL_TYPES for type_ in types) == 2
-    assert agents() == []
+    await eventually(lambda: not agents())
 
 
 async def test_draining_close_lets_the_turn_end(house: House) -> None:
@@ -427,7 +428,7 @@ async def test_service_that_comes_back_has_the_same_agent(database_url: str, fol
         made = (await put(house, "s-1", model="demo-2")).json()
         await house.run("s-1", "say before")
         log = await house.log("s-1")
-    assert agents() == []
+    await eventually(lambda: not agents())
     async with open_house(database_url, folder) as house:
         answer = await put(house, "s-1")
         assert (answer.status_code, answer.json()["opened"]) == (200, "reused")

@@ -14,7 +14,7 @@ from app.store.database import Address
 from tests.engine.replicas import agents
 from tests.house import PATIENCE, House, durable, open_house
 from tests.paseo.twin import Twin
-from tests.system.test_paseo_recovery import told
+from tests.system.test_paseo_recovery import eventually, told
 
 IDLE_S = 0.5
 TIMING = Timing(session_idle_s=IDLE_S, health_s=1.0, drain_s=0.0)
@@ -65,7 +65,7 @@ async def test_idle_agent_of_ours_is_ended_and_comes_back(
         made = await house.ensure("s")
         await house.run("s", "say one")
         await until_given_up(database_address, "s")
-        assert agents() == []
+        await eventually(lambda: not agents())
         assert (await house.run("s", "say two"))["output_text"] == "two"
         assert (await house.get("/v1/sessions/s"))["agent_session_id"] == made["agent_session_id"]
 
