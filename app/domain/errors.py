@@ -58,6 +58,11 @@ class TerminalNotFound(DomainError):
 
 
 @dataclass(eq=False)
+class TaskNotFound(DomainError):
+    """No such task."""
+
+
+@dataclass(eq=False)
 class BackendNotFound(DomainError):
     """No backend of that name is configured."""
 
@@ -102,6 +107,8 @@ class BackendSessionLost(DomainError):
 @dataclass(eq=False)
 class TurnNotEnded(DomainError):
     """The turn is still open."""
+
+    detail: str = ""
 
 
 @dataclass(eq=False)

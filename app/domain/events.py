@@ -403,19 +403,19 @@ class _Task(_Data, frozen=True, kw_only=True):
 
 
 class TaskStarted(_Task, frozen=True, kw_only=True):
-    """A task's first step is about to run."""
+    """A task begins to run: its first step's turn starts, or the first after a retry."""
 
     type: ClassVar[str] = "task.started"
 
 
 class TaskStepStarted(_Task, frozen=True, kw_only=True):
-    """A step's turn was admitted."""
+    """A step's turn starts; again for every turn that the step gets."""
 
     type: ClassVar[str] = "task.step_started"
 
 
 class TaskCompleted(_Task, frozen=True, kw_only=True):
-    """Every step ended well."""
+    """Every step completed, or was allowed to fail."""
 
     type: ClassVar[str] = "task.completed"
 

@@ -14,6 +14,7 @@ SessionKey = NewType("SessionKey", int)
 TurnId = NewType("TurnId", str)
 PermissionId = NewType("PermissionId", str)
 TerminalId = NewType("TerminalId", str)
+TaskId = NewType("TaskId", str)
 MessageId = NewType("MessageId", str)
 KeyId = NewType("KeyId", str)
 CollisionId = NewType("CollisionId", str)
@@ -39,6 +40,11 @@ def new_turn_id() -> TurnId:
 def new_terminal_id() -> TerminalId:
     """A terminal id; sorts by time."""
     return TerminalId(f"ter_{uuid7()}")
+
+
+def new_task_id() -> TaskId:
+    """A task id; sorts by time."""
+    return TaskId(f"tsk_{uuid7()}")
 
 
 def new_message_id() -> MessageId:
