@@ -27,7 +27,7 @@ from app.domain.events import (
     TurnIndeterminate,
     TurnTimedOut,
 )
-from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
+from app.domain.ids import Owner, Seq, SessionId, SessionKey, TaskId, TurnId
 
 
 class TurnStatus(StrEnum):
@@ -183,6 +183,8 @@ class Turn:
     started_at: datetime | None
     ended_at: datetime | None
     last_backend_event_at: datetime | None
+    task_id: TaskId | None = None
+    """The task that it is a step's turn of."""
 
     @property
     def is_ended(self) -> bool:

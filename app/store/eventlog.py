@@ -141,6 +141,10 @@ class LeaseLost(Exception):
     """Another process hosts the session now: its events are not ours to write any more."""
 
 
+class Outdated(Exception):
+    """What the events were made of has changed meanwhile; raised alongside a write, which is then undone."""
+
+
 @dataclass(eq=False)
 class _Write:
     session: SessionKey
@@ -263,6 +267,7 @@ class EventLog:
             The number of the last of them; 0 if a commit's answer was lost and had to be found out.
         Raises:
             LeaseLost: the host generation has moved on; nothing was written.
+            Outdated: `alongside` did; nothing was written.
         """
         write, came_at = _Write(session, generation, drafts, alongside), time.monotonic()
         self._waiting.append(write)
@@ -310,12 +315,13 @@ class EventLog:
                 await anyio.sleep(pause)
                 pause = min(pause * 2, 0.5)
                 continue
-            except (asyncpg.PostgresError, ValueError, TypeError, asyncpg.InterfaceError) as error:
+            except (Outdated, asyncpg.PostgresError, ValueError, TypeError, asyncpg.InterfaceError) as error:
                 if len(batch) > 1:
                     for write in batch:
                         await self._commit([write])
                     return
-                log.error("append_refused", error=type(error).__name__)
+                if not isinstance(error, Outdated):
+                    log.error("append_refused", error=type(error).__name__)
                 batch[0].error = error
             break
         self._stall(False)

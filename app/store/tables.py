@@ -23,10 +23,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, INT8MULTIRANGE, JSON, JSONB, U
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.domain.events import TERMINAL_TYPES
+from app.domain.tasks import TaskStatus
 from app.domain.turns import TurnStatus
 
 _TERMINAL = ", ".join(f"'{name}'" for name in sorted(TERMINAL_TYPES))
 _TURN_STATUSES = ", ".join(f"'{status}'" for status in TurnStatus)
+_TASK_STATUSES = ", ".join(f"'{status}'" for status in TaskStatus)
 
 
 class Base(DeclarativeBase):
@@ -172,6 +174,8 @@ class TurnRow(Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     last_backend_event_at: Mapped[datetime | None]
+    task: Mapped[str | None]
+    """The task that it is a step's turn of. No foreign key: both go with their session, and only so."""
 
     __table_args__ = (
         CheckConstraint(f"status IN ({_TURN_STATUSES})", name="status"),
@@ -188,6 +192,56 @@ class TurnRow(Base):
             unique=True,
             postgresql_where=text("started_at IS NOT NULL AND ended_at IS NULL"),
         ),
+    )
+
+
+class TaskRow(Base):
+    """Steps on one session, one turn after the other."""
+
+    __tablename__ = "tasks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    session: Mapped[int] = mapped_column(ForeignKey("agent_sessions.id", ondelete="CASCADE"))
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    current: Mapped[int] = mapped_column(server_default=text("0"))
+    """The step that runs, or at which it ended; counts from 0."""
+    cancel_requested: Mapped[bool] = mapped_column(server_default=false())
+    version: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_TASK_STATUSES})", name="status"),
+        CheckConstraint(
+            "(ended_at IS NOT NULL) = (status IN ('completed', 'failed', 'cancelled', 'timed_out'))",
+            name="ended",
+        ),
+        Index(None, "session", "created_at", "id"),
+        Index("tasks_open_idx", "session", postgresql_where=text("ended_at IS NULL")),
+    )
+
+
+class TaskStepRow(Base):
+    """One step of a task, and what became of it."""
+
+    __tablename__ = "task_steps"
+
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    prompt: Mapped[str]
+    deadline_s: Mapped[float]
+    max_attempts: Mapped[int]
+    on_failure: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    """Turns since the task was made, or last retried."""
+    turn_ids: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    error: Mapped[Any | None] = mapped_column(JSON)
+
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_TASK_STATUSES})", name="status"),
+        CheckConstraint("on_failure IN ('stop', 'continue')", name="on_failure"),
     )
 
 

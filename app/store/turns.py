@@ -21,7 +21,7 @@ from app.domain.events import (
     TurnIndeterminate,
     TurnTimedOut,
 )
-from app.domain.ids import Owner, Seq, SessionId, SessionKey, TurnId
+from app.domain.ids import Owner, Seq, SessionId, SessionKey, TaskId, TurnId
 from app.domain.turns import PromptRequest, Turn, TurnStatus, advance, ending
 from app.store.paging import Page, older_than, page
 from app.store.tables import IdempotencyRow, SessionRow, TurnRow
@@ -71,6 +71,7 @@ def _turn(row: Any) -> Turn:
         started_at=t.started_at,
         ended_at=t.ended_at,
         last_backend_event_at=t.last_backend_event_at,
+        task_id=TaskId(t.task) if t.task else None,
     )
 
 
@@ -267,6 +268,8 @@ class Progress:
     usage: TokenUsage | None
     event_at: datetime | None
     end: Terminal | None = None
+    after: int = 0
+    """Events of the batch that come after the turn's last one."""
 
 
 async def write_progress(
@@ -274,7 +277,7 @@ async def write_progress(
 ) -> None:
     """The same for the host's batches, on the appender's own connection.
 
-    The last event of a turn is the last of its batch: `last_seq` is the session's after it.
+    The turn's last event has `progress.after` behind it: `last_seq` is the session's without those.
     """
     if progress.end is None:
         await connection.execute(
@@ -288,7 +291,7 @@ async def write_progress(
     values = _end_values(progress.end)
     await connection.execute(
         """
-        UPDATE turns t SET status = $2, ended_at = now(), last_seq = s.last_seq, output_text = $3,
+        UPDATE turns t SET status = $2, ended_at = now(), last_seq = s.last_seq - $12, output_text = $3,
             stop_reason = $4, usage = $5, error = $6, cause = $7, time_limit = $8, delivered = $9,
             cancel_outcome = $10, last_backend_event_at = coalesce($11, last_backend_event_at)
         FROM agent_sessions s WHERE t.id = $1 AND s.id = t.session AND t.ended_at IS NULL
@@ -304,6 +307,7 @@ async def write_progress(
         values.get("delivered"),
         values.get("cancel_outcome"),
         progress.event_at,
+        progress.after,
     )
 
 
