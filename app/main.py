@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from uuid_utils.compat import uuid7
 
 from app.api import collisions, operations, permissions, sessions, terminals, turns
+from app.api import tasks as task_routes
 from app.api.edge import EdgeMiddleware, cors_options
 from app.api.openapi import docs_router, install
 from app.api.problems import install_handlers
@@ -40,6 +41,7 @@ from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
+from app.engine.tasks import Tasks
 from app.engine.terminal_search import TerminalSearch
 from app.engine.terminal_streams import TerminalStreams
 from app.engine.terminal_sweep import Sweeper
@@ -87,7 +89,7 @@ def create_app(settings: Settings, build: BuildRegistry | None = None) -> FastAP
         openapi_url="/openapi.json" if has_docs else None,
     )
     install_handlers(application)
-    for room in (sessions, turns, permissions, terminals, collisions, operations):
+    for room in (sessions, turns, task_routes, permissions, terminals, collisions, operations):
         application.include_router(room.router)
     application.include_router(pages.router())
     if has_docs:
@@ -233,6 +235,16 @@ async def _furnished(
         )
         sweeper = Sweeper(database, terminals_)
         sessions_.on_closed.append(sweeper.session_closed)
+        turns_ = Turns(
+            database,
+            registry,
+            lifecycle,
+            tasks=tasks,
+            turns_per_owner=settings.limits.turns_per_owner,
+            queue_per_session=settings.limits.queue_per_session,
+            prompt_bytes=settings.limits.prompt_bytes,
+            attachments=settings.limits.attachments,
+        )
         rooms = Rooms(
             sessions=sessions_,
             ensuring=Ensuring(
@@ -244,16 +256,8 @@ async def _furnished(
                 sessions_per_owner=settings.limits.sessions_per_owner,
             ),
             diffs=Diffs(database, registry),
-            turns=Turns(
-                database,
-                registry,
-                lifecycle,
-                tasks=tasks,
-                turns_per_owner=settings.limits.turns_per_owner,
-                queue_per_session=settings.limits.queue_per_session,
-                prompt_bytes=settings.limits.prompt_bytes,
-                attachments=settings.limits.attachments,
-            ),
+            turns=turns_,
+            tasks=Tasks(database, lifecycle, turns_, prompt_bytes=settings.limits.prompt_bytes),
             permissions=Permissions(database, lifecycle),
             collisions=collisions_,
             terminals=terminals_,

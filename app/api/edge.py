@@ -36,7 +36,7 @@ LINGER_BYTES = 16 * 1024 * 1024
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing, so that any page may send them."""
-PROMPT_ROUTES = re.compile(r"/v1/(?:prompt-stream|sessions/[^/]+/turns)\Z")
+PROMPT_ROUTES = re.compile(r"/v1/(?:prompt-stream|tasks|sessions/[^/]+/turns)\Z")
 """The routes, by POST, whose bodies may carry attachments."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}\Z")

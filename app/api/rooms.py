@@ -16,6 +16,7 @@ from app.engine.metrics import Metrics
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
+from app.engine.tasks import Tasks
 from app.engine.terminal_search import TerminalSearch
 from app.engine.terminal_streams import TerminalStreams
 from app.engine.terminals import Terminals
@@ -30,6 +31,7 @@ class Rooms:
     ensuring: Ensuring
     diffs: Diffs
     turns: Turns
+    tasks: Tasks
     permissions: Permissions
     collisions: Collisions
     terminals: Terminals

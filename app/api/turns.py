@@ -143,9 +143,10 @@ async def _stream_answer(
     )
 
 
-def _idempotency(
+def idempotency_of(
     key: str | None, route: str, subject: str | None, body: BaseModel | None = None
 ) -> Idempotency | None:
+    """The key of a request to this route, about that session or turn; null if the caller gave none."""
     if key is None:
         return None
     content = body.model_dump(mode="json", exclude_unset=True) if body is not None else {}
@@ -167,7 +168,7 @@ async def prompt_session(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a prompt: 202 once its `turn.queued` is committed, or as `Prefer` or `Accept` ask."""
-    key = _idempotency(idempotency_key, "turns", session_id, body)
+    key = idempotency_of(idempotency_key, "turns", session_id, body)
 
     async def admit() -> tuple[Turn, bool]:
         return await rooms.turns.admit(caller.owner, SessionId(session_id), body.to_domain(), key)
@@ -196,7 +197,7 @@ async def prompt_stream(
     body: PromptStreamBody, caller: Prompter, rooms: RoomsDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Ensure a session, prompt it and stream the turn; the stream ends after the terminal event."""
-    key = _idempotency(idempotency_key, "prompt-stream", body.session_id, body)
+    key = idempotency_of(idempotency_key, "prompt-stream", body.session_id, body)
 
     async def admit() -> tuple[Turn, bool]:
         earlier = await rooms.turns.earlier(caller.owner, key) if key is not None else None
@@ -288,7 +289,7 @@ async def retry_turn(
     prefer: Prefer = None,
 ) -> Response:
     """Admit a new turn with the same prompt and limits: the caller's own decision to run it again."""
-    key = _idempotency(idempotency_key, "retry", turn_id)
+    key = idempotency_of(idempotency_key, "retry", turn_id)
 
     async def admit() -> tuple[Turn, bool]:
         return await rooms.turns.retry(caller.owner, TurnId(turn_id), key)

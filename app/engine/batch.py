@@ -1,11 +1,13 @@
 """Events and whatever changes with them, written in one commit."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from app.domain.events import (
     Event,
     PermissionExpired,
     PermissionResolved,
+    Terminal,
     TurnCancelled,
     TurnCompleted,
     TurnFailed,
@@ -15,12 +17,14 @@ from app.domain.events import (
 from app.domain.ids import TurnId
 from app.domain.signals import Config, Cursor
 from app.domain.touches import touches_of
-from app.domain.turns import ENDS
+from app.domain.turns import ENDS, Turn
+from app.engine import stepping
 from app.engine.hosted import Hosted
 from app.engine.run import Asked, Run, Told
-from app.engine.touching import find_touched
+from app.engine.stepping import Sequel
+from app.engine.touching import Touched, find_touched
 from app.store import eventlog, permissions, sessions, touches, turns
-from app.store.eventlog import Connection
+from app.store.eventlog import Connection, Outdated
 from app.store.turns import Progress
 
 
@@ -54,15 +58,34 @@ class Batch:
         """
         if not self.events and self.cursor is None and self.foreign_busy is None:
             return False
+        touched = await find_touched(hosted.session, hosted.backend.place, self.events)
+        written = False
+        while not written:
+            try:
+                await self._write(hosted, run, touched)
+                written = True
+            except Outdated:  # the turn's task has changed since the sequel was made: once more
+                pass
+        if run is not None:
+            run.written = run.status
+        return bool(touched)
+
+    async def _write(self, hosted: Hosted, run: Run | None, touched: Sequence[Touched]) -> None:
         session_id, key = hosted.session.session_id, hosted.lease.session
         drafts = [eventlog.draft(session_id, turn, event) for turn, event in self.events]
-        progress = self._progress(run)
-        touched = await find_touched(hosted.session, hosted.backend.place, self.events)
+        progress, sequel = self._progress(run), None
+        if run is not None and progress is not None and progress.end is not None:
+            sequel = await _sequel(hosted, run.turn, progress.end)
+            if sequel is not None:
+                drafts.append(sequel.draft)
+                progress = replace(progress, after=1)
         resolved = [e for _, e in self.events if isinstance(e, PermissionResolved | PermissionExpired)]
 
         async def alongside(connection: Connection) -> None:
             if run is not None and progress is not None:
                 await turns.write_progress(connection, run.turn.id, progress)
+            if sequel is not None:
+                await sequel.write(connection)
             for asked in self.asked:
                 await permissions.write_requested(
                     connection,
@@ -94,9 +117,6 @@ class Batch:
             or self.foreign_busy is not None
         )
         await hosted.events.append(key, hosted.lease.generation, drafts, alongside if changes else None)
-        if run is not None:
-            run.written = run.status
-        return bool(touched)
 
     def _progress(self, run: Run | None) -> Progress | None:
         """What the batch changes about the turn's row; null if nothing."""
@@ -115,3 +135,15 @@ class Batch:
             event_at=run.last_event_at,
             end=end,
         )
+
+
+async def _sequel(hosted: Hosted, turn: Turn, end: Terminal) -> Sequel | None:
+    """What the turn's task makes of its end; waits for as long as the database is down."""
+    if turn.task_id is None:
+        return None
+
+    async def read() -> Sequel | None:
+        async with hosted.database.begin() as db:
+            return await stepping.sequel(db, turn, end, hosted.session.session_id)
+
+    return await hosted.database.retrying(read)

@@ -51,7 +51,7 @@ from app.domain.signals import (
 )
 from app.domain.transcript import Said, Transcript
 from app.domain.turns import ENDS, Step, Turn, TurnStatus, advance
-from app.engine import ending
+from app.engine import ending, stepping
 from app.engine.batch import Batch
 from app.engine.collisions import Collisions
 from app.engine.hosted import Hosted
@@ -309,6 +309,7 @@ class Runner:
             if turn.status is TurnStatus.QUEUED and session.backend in await health.drains(db):
                 return None  # nothing had rung for that
             if await turns.start(db, turn, attempt=attempt, generation=self._hosted.lease.generation):
+                await stepping.begin(db, turn, session.session_id)
                 event = TurnStarted(attempt=attempt, prompt=turn.request.prompt)
                 await eventlog.record(db, session.key, eventlog.draft(session.session_id, turn.id, event))
             now = await turns.by_id(db, turn.id)

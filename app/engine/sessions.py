@@ -29,7 +29,7 @@ from app.domain.sessions import (
 from app.domain.turns import Turn
 from app.engine.intents import raise_described, wait_for
 from app.engine.lifecycle import Lifecycle
-from app.store import eventlog, health, intents, permissions, sessions, turns
+from app.store import eventlog, health, intents, permissions, sessions, tasks, turns
 from app.store.database import Database, Transaction
 from app.store.paging import Page
 
@@ -200,6 +200,7 @@ class Sessions:
                 return session, True
             if session.status == "active" or mode == "cancel":
                 await sessions.change(db, session.key, status="closing", close_mode=mode)
+                await tasks.request_cancel(db, session.key)
             body = {"mode": mode, "reason": reason}
             same = [one for one in await intents.pending(db, session.key) if one.body == body]
             number = same[0].id if same else await intents.write(db, session.key, "close", body)

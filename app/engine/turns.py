@@ -98,14 +98,14 @@ class Turns:
         self._check_size(request)
         async with self._database.begin() as db:
             if idempotency is not None:
-                earlier = await self._earlier(db, owner, idempotency)
+                earlier = await self.earlier_in(db, owner, idempotency)
                 if earlier is not None:
                     return earlier, True
             if self._lifecycle.draining:
                 raise Draining
             session = await sessions.lock_owned(db, owner, session_id)
             open_turns = await turns.open_turns(db, session.key)
-            await self._check(db, session, request, open_turns)
+            await self.check(db, session, request, open_turns)
             turn_id = new_turn_id()
             running = [turn for turn in open_turns if turn.started_at is not None]
             at_head = request.multitask_strategy == "interrupt"
@@ -140,9 +140,10 @@ class Turns:
             IdempotencyKeyReused, RequestInProgress: as `admit`.
         """
         async with self._database.begin() as db:
-            return await self._earlier(db, owner, idempotency)
+            return await self.earlier_in(db, owner, idempotency)
 
-    async def _earlier(self, db: Transaction, owner: Owner, idempotency: Idempotency) -> Turn | None:
+    async def earlier_in(self, db: Transaction, owner: Owner, idempotency: Idempotency) -> Turn | None:
+        """The same within a transaction, which holds the key until it ends."""
         if not await turns.claim_idempotency_key(db, owner, idempotency.key):
             raise RequestInProgress
         admitted = await turns.find_admitted(db, owner, idempotency.key)
@@ -152,9 +153,15 @@ class Turns:
             raise IdempotencyKeyReused
         return await turns.get(db, owner, admitted.turn_id)
 
-    async def _check(
+    async def check(
         self, db: Transaction, session: Session, request: PromptRequest, open_turns: list[Turn]
     ) -> None:
+        """Whether the session, whose row is locked, takes the prompt now.
+
+        Raises:
+            SessionBusy, SessionIsClosed, BackendSessionLost, UnsupportedByBackend, QueueFull, Draining,
+            BackendIsDown: it does not.
+        """
         if session.status != "active":
             raise SessionIsClosed
         if session.agent_lost:

@@ -75,6 +75,7 @@ async def test_a_body_that_is_no_object_is_refused_on_every_route(
             ("POST", "/v1/sessions"),
             ("POST", "/v1/sessions/s-1/turns"),
             ("POST", "/v1/prompt-stream"),
+            ("POST", "/v1/tasks"),
             ("POST", "/v1/permissions/prm_x/respond"),
             ("POST", "/v1/stream-tickets"),
             ("POST", "/v1/api-keys"),
@@ -263,6 +264,7 @@ async def test_a_field_given_twice_has_one_value(house: House) -> None:
 
 LISTS = (
     "/v1/sessions",
+    "/v1/tasks",
     "/v1/permissions",
     "/v1/api-keys",
     "/v1/sessions/s-1/turns",
@@ -316,6 +318,7 @@ async def test_queries_that_make_no_sense_are_refused(house: House, database_add
             assert_problem(await house.client.get(f"/v1/sessions?{query}"), INVALID)
         for query in ("status=x", "session_id=-", "session_id=%00", "session_id=a%0a"):
             assert_problem(await house.client.get(f"/v1/permissions?{query}"), INVALID)
+            assert_problem(await house.client.get(f"/v1/tasks?{query}"), INVALID)
         for query in ("types=x", "types=*", "types=turn", "types=%00", "deltas=x"):
             assert_problem(await house.client.get(f"/v1/sessions/s-1/events?{query}"), INVALID)
         for after in ("abc", "-1", "%2B1", "1.0", "1_0", "%201", "9" * 19):
@@ -368,6 +371,8 @@ async def test_ids_that_cannot_be_are_refused(house: House, database_address: Ad
                 ("GET", "/v1/sessions/{}/events/stream"),
                 ("GET", "/v1/turns/{}x%00"),
                 ("POST", "/v1/turns/{}%00/cancel"),
+                ("GET", "/v1/tasks/{}%00"),
+                ("POST", "/v1/tasks/{}%00/retry"),
                 ("GET", "/v1/permissions/{}%00"),
                 ("GET", "/v1/backends/{}%00"),
                 ("DELETE", "/v1/api-keys/{}%00"),
@@ -377,6 +382,9 @@ async def test_ids_that_cannot_be_are_refused(house: House, database_address: Ad
             ("GET", "/v1/sessions/none", "session_not_found"),
             ("GET", "/v1/turns/none", "turn_not_found"),
             ("POST", "/v1/turns/none/retry", "turn_not_found"),
+            ("GET", "/v1/tasks/none", "task_not_found"),
+            ("POST", "/v1/tasks/none/cancel", "task_not_found"),
+            ("POST", "/v1/tasks/none/retry", "task_not_found"),
             ("GET", "/v1/permissions/none", "permission_not_found"),
             ("GET", "/v1/backends/none", "backend_not_found"),
             ("GET", "/v1/backends/none/providers", "backend_not_found"),

@@ -27,7 +27,7 @@ async def tenant(house: House, owner: str = "other") -> AsyncIterator[httpx.Asyn
 
 
 async def her_things(house: House) -> dict[str, str]:
-    """A session of the first owner with an ended turn, an open one and a permission that waits."""
+    """A session of the first owner with an ended turn, an open one, a permission and a task that wait."""
     await house.ensure(HERS["session_id"], **{k: v for k, v in HERS.items() if k != "session_id"})
     ended = await house.run(HERS["session_id"], "say canary-output")
     turn = await house.prompt(HERS["session_id"], "ask canary-command")
@@ -35,9 +35,13 @@ async def her_things(house: House) -> dict[str, str]:
         frames = await stream.until("permission.requested")
     asked = next(frame for frame in frames if frame.event == "permission.requested")
     terminal = await house.post(f"/v1/sessions/{HERS['session_id']}/terminals", {"command": "cat"})
+    steps = [{"name": "canary-step", "prompt": "say canary-task"}]
+    task = await house.post("/v1/tasks", {"session_id": HERS["session_id"], "steps": steps})
+    assert task.status_code == 202, task.text
     return {
         "session": HERS["session_id"],
         "terminal": terminal.json()["terminal_id"],
+        "task": task.json()["task_id"],
         "ended": ended["turn_id"],
         "turn": turn["turn_id"],
         "permission": asked.data["data"]["permission_id"],
@@ -82,6 +86,9 @@ ROUTES: list[tuple[str, str, str, Any]] = [
     ("POST", "/v1/terminals/{}/resize", "terminal", {"rows": 5, "cols": 5}),
     ("GET", "/v1/terminals/{}/capture", "terminal", None),
     ("GET", "/v1/terminals/{}/search?q=x", "terminal", None),
+    ("GET", "/v1/tasks/{}", "task", None),
+    ("POST", "/v1/tasks/{}/cancel", "task", None),
+    ("POST", "/v1/tasks/{}/retry", "task", None),
     ("GET", "/v1/permissions/{}", "permission", None),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "allow"}),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "deny", "option_id": "x"}),
@@ -91,6 +98,9 @@ MISSING = {
     "terminal": "ter_x",
     "turn": "trn_x",
     "ended": "trn_x",
+    "turn": "trn_x",
+    "ended": "trn_x",
+    "task": "tsk_x",
     "permission": "prm_x",
 }
 
@@ -115,6 +125,10 @@ async def test_t11_what_is_another_owner_s_is_as_if_it_were_not_there(house: Hou
             {"turn_id": hers["turn"]},
             {"terminal_id": hers["terminal"]},
         ):
+        task = {"session_id": hers["session"], "steps": [{"prompt": "say mine"}]}
+        refused = await client.post("/v1/tasks", json=task)
+        assert (refused.status_code, refused.json()["code"]) == (404, "session_not_found")
+        for body in ({"session_id": hers["session"]}, {"turn_id": hers["turn"]}):
             assert (await client.post("/v1/stream-tickets", json=body)).status_code == 404
     assert await house.log(hers["session"]) == log
     assert (await house.get(f"/v1/sessions/{hers['session']}"))["pending_permissions"] == 1
@@ -134,6 +148,9 @@ async def test_t11_lists_show_the_caller_s_own_only(house: House) -> None:
             "/v1/sessions?agent=demo&backend=demo&status=active",
             "/v1/sessions?activity=requires_action",
             f"/v1/sessions?cursor={page['next_cursor']}",
+            "/v1/tasks",
+            "/v1/tasks?status=pending",
+            f"/v1/tasks?session_id={hers['session']}",
             "/v1/permissions",
             "/v1/permissions?status=pending",
             f"/v1/permissions?session_id={hers['session']}",

@@ -29,7 +29,8 @@ MAX_METADATA_BYTES = 16 * 1024
 """UTF-8 bytes of a turn's metadata as compact JSON."""
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """A number without a fraction as an integer, whatever way it was written."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -80,7 +81,7 @@ class PromptFields(RequestBody):
     )
     deadline_s: Clock | None = Field(None, json_schema_extra={"default": 3600})
     idle_timeout_s: Clock | None = Field(None, json_schema_extra={"default": 600})
-    max_attempts: Annotated[int, Field(ge=1, le=10), BeforeValidator(_whole)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=10), BeforeValidator(whole)] | None = Field(
         None, json_schema_extra={"default": 3}
     )
     metadata: Annotated[JsonObject, json_at_most(MAX_METADATA_BYTES)] | None = Field(
