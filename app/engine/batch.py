@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from app.domain.collisions import Touched
 from app.domain.events import (
     Event,
     PermissionExpired,
@@ -22,7 +23,7 @@ from app.engine import stepping
 from app.engine.hosted import Hosted
 from app.engine.run import Asked, Run, Told
 from app.engine.stepping import Sequel
-from app.engine.touching import Touched, find_touched
+from app.engine.touching import find_touched
 from app.store import eventlog, permissions, sessions, touches, turns
 from app.store.eventlog import Connection, Outdated
 from app.store.turns import Progress
