@@ -229,6 +229,7 @@ async def test_a_task_that_waits_is_cancelled_without_having_begun(house: House,
     """Itself, or its turn: cancelled, or taken out of the queue."""
     await house.ensure("s")
     await house.prompt("s", "say busy\nsleep 600")
+    await begun(house, "s")
     task = await make(house, "s", {"prompt": "say a", "max_attempts": 3, "on_failure": "continue"})
     [turn] = turns(task)
     if by == "task":
