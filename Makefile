@@ -9,6 +9,8 @@ PYTHON ?=
 # Passed on to the program: make test ARGS='-k feed', make run ARGS='--help'
 ARGS ?=
 UV ?= uv
+# Processes that run the tests: most of them wait most of the time.
+JOBS ?= 2
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,8 +18,8 @@ help: ## This list
 run: $(VENV)/.stamp-app ## Start Alameda with its own PostgreSQL (ARGS='--help' lists every setting)
 	@exec $(BIN)/alameda serve $(ARGS)
 
-test: $(VENV)/.stamp-dev ## Run every test, on an embedded PostgreSQL (ARGS='-k name' picks some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.stamp-dev ## Run every test, on an embedded PostgreSQL (ARGS='-k name' picks some, JOBS=0 runs them in one process)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.stamp-dev ## Format, lint, import contracts and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -153,7 +153,7 @@ def assert_at_most_once(task: Json, twin: Twin) -> None:
 
 async def test_killed_at_random_moments_it_loses_and_doubles_none(folder: Path) -> None:
     """Steps that take no time, so that most kills fall around their ends."""
-    steps = [{"prompt": f"say {n}", "on_failure": "continue"} for n in range(60)]
+    steps: list[Json] = [{"prompt": f"say {n}", "on_failure": "continue"} for n in range(60)]
     async with Twin(window=0.005) as twin:
         task: Json = {}
         for _ in range(KILLS):
@@ -168,7 +168,11 @@ async def test_killed_at_random_moments_it_loses_and_doubles_none(folder: Path) 
 
 async def test_killed_under_an_agent_of_ours_the_step_is_never_run_again(folder: Path) -> None:
     """Nobody can tell what it did: `indeterminate`, whatever attempts are left; the caller may retry."""
-    steps = [{"prompt": "say a"}, {"prompt": "say b\nsleep 1", "max_attempts": 5}, {"prompt": "say c"}]
+    steps: list[Json] = [
+        {"prompt": "say a"},
+        {"prompt": "say b\nsleep 1", "max_attempts": 5},
+        {"prompt": "say c"},
+    ]
     async with serving(folder) as service:
         task = await make(service, "s", "demo", *steps)
         await until(service, "s", "message.delta", 2)
