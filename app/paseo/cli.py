@@ -28,6 +28,8 @@ MAX_OUTPUT = 16 * 1024 * 1024
 """Bytes that one command may write."""
 AT_ONCE = 16
 """Commands that run at the same time; each is a Node process. The others wait their turn."""
+WAITS = 12
+"""Of these, the most that wait for turns: the other seats are for what must not wait."""
 CALL_S = 30.0
 """Seconds that a command gets which only asks or tells."""
 MARGIN_S = 15.0
@@ -159,6 +161,7 @@ class PaseoCli:
         self._folder: Path | None = None
         self._seats = list(range(AT_ONCE))
         self._limit = anyio.Semaphore(AT_ONCE)
+        self._waiting = anyio.Semaphore(WAITS)
 
     async def aclose(self) -> None:
         """Remove what lies on disk."""
@@ -199,9 +202,10 @@ class PaseoCli:
 
     async def wait(self, agent: str, seconds: int) -> Waited:
         """Wait until the agent is at rest or asks something, or so long."""
-        return await self._ask(
-            Waited, "wait", f"--timeout={seconds}", arguments=[agent], deadline=seconds + MARGIN_S
-        )
+        async with self._waiting:
+            return await self._ask(
+                Waited, "wait", f"--timeout={seconds}", arguments=[agent], deadline=seconds + MARGIN_S
+            )
 
     async def logs(self, agent: str) -> str:
         """What happened with an agent, as text for people (see `activity`)."""

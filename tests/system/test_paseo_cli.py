@@ -78,7 +78,7 @@ async def test_a_turn_can_be_cancelled(database_url: str, folder: Path) -> None:
 async def test_what_it_cannot_do_is_declared_and_refused(database_url: str, folder: Path) -> None:
     async with cli_house(database_url, folder) as house:
         declared = (await house.get("/v1/backends/cli"))["capabilities"]
-        assert {name for name, able in declared.items() if able} == {"imports"}
+        assert {name for name, able in declared.items() if able} == {"imports", "terminals"}
         await opened(house)
         cwd = str(house.cwd)
         for body in (
