@@ -63,7 +63,10 @@ class PaseoTerminals:
                 cwd, name=called, command=spec.command, arguments=list(spec.args) or None
             )
             if (spec.rows, spec.cols) != (ROWS, COLS):
-                await self._terminals.resize(made.id, spec.rows, spec.cols)
+                try:
+                    await self._terminals.resize(made.id, spec.rows, spec.cols)
+                except errors.PaseoError as error:  # it is made, whatever its size
+                    raise OutcomeUnknown(str(error)) from None
         except errors.NotSent as error:
             raise BackendUnavailable(str(error)) from None
         except errors.Refused as error:

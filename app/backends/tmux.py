@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ HISTORY_LINES = 10_000
 """Lines of scrollback that tmux keeps of a terminal."""
 WRITE_BYTES = 4096
 """Bytes that one command types; tmux takes 16 KiB with everything around."""
+NO_SERVER = ("no server running", "No such file", "Connection refused")
+"""What tmux says where none of its servers runs; any other failure says nothing of what runs."""
 COMMAND_S = 5.0
 """Seconds that a command of tmux may take."""
 MAX_CONTROL_LINE = 4 * 1024 * 1024
@@ -152,7 +155,12 @@ class TmuxTerminals:
         if not (self._folder / "tmux").exists():
             return []
         done = await self._run("list-sessions", "-F", "#{session_name}")
-        return [] if done.returncode else [Running(name, name) for name in done.stdout]
+        if done.returncode:
+            said = " ".join(done.stderr)
+            if any(words in said for words in NO_SERVER):
+                return []
+            raise BackendUnavailable("tmux does not say what runs")
+        return [Running(name, name) for name in done.stdout]
 
     async def kill(self, handle: str) -> None:
         """End it with everything that runs in it."""
@@ -200,12 +208,13 @@ class TmuxTerminals:
         assert self._program is not None
         _make_private(self._folder)
         wrapper = self._folder / "tmux"
-        if not wrapper.exists():
-            kept = " ".join(f'${{{name}+{name}="${name}"}}' for name in PASSED)
-            draft = self._folder / f"tmux.{os.getpid()}"
-            draft.write_text(f'#!/bin/sh\nexec env -i {kept} {self._program} -N "$@"\n')
-            draft.chmod(0o700)
-            draft.replace(wrapper)
+        kept = " ".join(f'${{{name}+{name}="${name}"}}' for name in PASSED)
+        # A call that a stuck server never answers ends by itself: its thread waits for it.
+        bound = f"timeout -k 1 {COMMAND_S + 1:g} " if shutil.which("timeout") else ""
+        draft = self._folder / f"tmux.{os.getpid()}.{threading.get_ident()}"
+        draft.write_text(f'#!/bin/sh\nexec env -i {kept} {bound}{self._program} -N "$@"\n')
+        draft.chmod(0o700)
+        draft.replace(wrapper)
         subprocess.run(
             [
                 *(self._program, "-S", str(self._socket), "-f", "/dev/null", "start-server", ";"),

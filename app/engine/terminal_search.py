@@ -25,6 +25,8 @@ Source: TypeAlias = Literal["ring", "capture"]
 
 MAX_TERMINALS = 50
 """Terminals that one search looks through, the newest first."""
+ALL_S = 10.0
+"""Seconds after which a search over several asks no more of them."""
 SEARCHES = 2
 """Searches that run at once in this process; the others wait for their turn."""
 
@@ -81,9 +83,13 @@ class TerminalSearch:
         found: list[Answer] = []
         unreachable: list[Terminal] = []
         left = query.limit
+        until = anyio.current_time() + ALL_S
         for terminal in listed[:MAX_TERMINALS]:
             if not left:
                 break
+            if anyio.current_time() > until:
+                unreachable.append(terminal)
+                continue
             rest = Query(
                 text=query.text,
                 regex=query.regex,

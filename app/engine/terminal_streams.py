@@ -120,7 +120,7 @@ class TerminalStreams:
         self._lifecycle = lifecycle
         self._heartbeat_s = heartbeat_s
         self._rotate_s = rotate_s
-        lifecycle.on_drain.append(rooms.watches.wake_all)
+        lifecycle.on_leave.append(rooms.watches.wake_all)
 
     async def open(self, owner: Owner, terminal_id: TerminalId, begin: Beginning) -> Tail | None:
         """The terminal, followed; null if it has ended and nothing more can be told.
@@ -156,7 +156,7 @@ class TerminalStreams:
             if restarted is not None:
                 yield restarted
             while True:
-                if self._lifecycle.draining:
+                if self._lifecycle.leaving:
                     yield Left("draining")
                     return
                 if self._feed.keys_version != keys_version:

@@ -1,5 +1,7 @@
 """What nobody waits for: terminals that ended unseen are told of, those of closed sessions are ended."""
 
+from contextlib import suppress
+
 import anyio
 import structlog
 
@@ -48,9 +50,9 @@ class Sweeper:
             async with self._database.begin() as db:
                 rows = await terminals.unsettled(db, list(servers), session)
             for place in {row.place for row in rows}:
-                with anyio.move_on_after(LOOK_S):
+                with anyio.move_on_after(LOOK_S), suppress(BackendError):  # the other places are looked at
                     await self._settle(servers[place], [row for row in rows if row.place == place])
-        except (DatabaseUnavailable, BackendError):
+        except DatabaseUnavailable:
             pass  # nobody waits for it: the next look finds the same
         except Exception:
             log.exception("terminal_sweep_crashed")

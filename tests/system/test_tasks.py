@@ -153,7 +153,7 @@ def assert_at_most_once(task: Json, twin: Twin) -> None:
 
 async def test_killed_at_random_moments_it_loses_and_doubles_none(folder: Path) -> None:
     """Steps that take no time, so that most kills fall around their ends."""
-    steps: list[Json] = [{"prompt": f"say {n}", "on_failure": "continue"} for n in range(60)]
+    steps = [{"prompt": f"say {n}", "on_failure": "continue"} for n in range(60)]
     async with Twin(window=0.005) as twin:
         task: Json = {}
         for _ in range(KILLS):
