@@ -27,6 +27,9 @@ COMMAND_TIMEOUT = 20.0
 """Seconds that one statement may take, as the client sees it; the server's own limit is a little less."""
 LOCK_TIMEOUT_MS = 10_000
 IDLE_IN_TRANSACTION_MS = 30_000
+TRANSACTION_MS = 30_000
+"""A process that is frozen in the middle of a message is not idle to the server, and no other limit ends it:
+its locks would keep others from taking over for as long as it is frozen. PostgreSQL has it since 17."""
 RECYCLE_S = 1800
 """Seconds after which a connection is replaced: a firewall may drop an old one without a word."""
 POOL_TIMEOUT = 5.0
@@ -36,7 +39,7 @@ Transaction: TypeAlias = AsyncSession
 """What `Database.begin` gives: handed on to the functions of this room, and used for nothing else."""
 
 _T = TypeVar("_T")
-_PASSING = {"57P01", "57P02", "57P03", "40001", "40P01", "25006", "53300", "55P03", "57014", "25P03"}
+_PASSING = {"57P01", "57P02", "57P03", "40001", "40P01", "25006", "53300", "55P03", "57014", "25P03", "25P04"}
 """SQLSTATEs that a later try may not meet: shutdown, recovery, serialisation, deadlock, too many."""
 _FULL = {"53100", "58030"}
 """Disk full and I/O errors: no retry helps until an operator makes room."""
@@ -107,11 +110,14 @@ class Database:
         self._session = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
 
     async def _open(self, **_: Any) -> "asyncpg.Connection[asyncpg.Record]":
-        return await self._address.connect(
+        connection = await self._address.connect(
             statement_timeout=str(int(COMMAND_TIMEOUT * 1000) - 1000),
             lock_timeout=str(LOCK_TIMEOUT_MS),
             idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_MS),
         )
+        if not self._address.pooled and connection.get_server_version() >= (17,):
+            await connection.execute(f"SET transaction_timeout = {TRANSACTION_MS}")
+        return connection
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncSession]:

@@ -1,5 +1,8 @@
 """The log under concurrency and faults: no gap, no double, no late writer, nothing lost or said twice."""
 
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -733,6 +736,53 @@ async def test_transaction_that_fails_takes_no_number_and_rings_nobody(store: St
             await wakeup.wait()
         assert silence.cancelled_caught
     assert await store.append(lease, said("first")) == 1
+
+
+FROZEN = """
+import asyncio, json, os, signal, sys
+from app.store import database
+from app.store.bell import Bell
+
+async def main():
+    database.TRANSACTION_MS = 1000
+    address = database.Address(arguments=json.loads(sys.argv[1]))
+    connection = await database.Database(address, address, Bell())._open()
+    await connection.execute("BEGIN")
+    await connection.execute("UPDATE agent_sessions SET title = 'held'")
+    write = connection._transport.write
+
+    def freeze(data):
+        write(data)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    connection._transport.write = freeze
+    await connection.prepare("SELECT 1")  # its first half: no end of message follows
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_is_frozen_in_the_middle_of_a_message_keeps_no_lock_for_long(
+    store: Store, database_address: Address
+) -> None:
+    """To the server it is not idle, so only the limit on the whole transaction ends it."""
+    await store.session("s")
+    # Our own short name of the server's directory leads nowhere in another process.
+    elsewhere = {**database_address.arguments, "host": os.path.realpath(database_address.arguments["host"])}
+    frozen = await anyio.open_process([sys.executable, "-c", FROZEN, json.dumps(elsewhere)])
+    try:
+        async with admin(database_address) as db:
+            with anyio.fail_after(20):
+                while not await db.fetchval(  # noqa: ASYNC110 - nothing tells of it
+                    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT 1%' AND state <> 'idle'"
+                    " AND pid <> pg_backend_pid()"
+                ):
+                    await anyio.sleep(0.05)
+            with anyio.fail_after(10):
+                await db.execute("UPDATE agent_sessions SET title = 'free'")
+    finally:
+        frozen.kill()
+        await frozen.wait()
 
 
 async def test_database_that_is_away_says_so(database_address: Address) -> None:
