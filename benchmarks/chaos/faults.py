@@ -10,9 +10,7 @@ import anyio
 import asyncpg
 from anyio.abc import TaskGroup
 
-from benchmarks.chaos.world import Program, World
-
-LEASE_S = 15.0
+from benchmarks.chaos.world import LEASE_S, Program, World
 
 
 class Adversary:
@@ -88,7 +86,7 @@ class Adversary:
             self.done["sockets to the daemon cut"] += 1
 
     async def _pause_briefly(self) -> None:
-        self._pause(self._chance.uniform(0.5, 4), "host paused for less than a lease")
+        self._pause(self._chance.uniform(0.3, 3), "host paused for less than a lease")
 
     async def _pause_beyond_the_lease(self) -> None:
         self._pause(LEASE_S + self._chance.uniform(1, 4), "host paused for more than a lease")

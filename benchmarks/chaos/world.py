@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 TWIN = ROOT / "tests" / "paseo" / "twin.py"
 KEY = f"alm_chaos_{'c' * 43}"
 START_S = 60.0
+LEASE_S = 4.0
+"""Shorter than in life: who takes over has to have been there for one lease, and here nobody lives long."""
 
 
 def free_port() -> int:
@@ -131,6 +133,7 @@ class World:
                     ALAMEDA_ALLOWED_ROOTS=str(self.work),
                     ALAMEDA_API_KEY=KEY,
                     ALAMEDA_TIMING__HEALTH_S="1",
+                    ALAMEDA_TIMING__LEASE_S=f"{LEASE_S:g}",
                     DATABASE_URL=database_url,
                     PASEO_URL=self.daemon.url,
                 )
