@@ -194,9 +194,32 @@ def _check_places(places: Sequence[Path], objects: Path, place: Place) -> None:
         if _is_there(alternates)
         else []
     )
-    for path in [*places, *(objects / line for line in borrowed)]:
-        if not lies_below(path, place):
-            raise PathNotAllowed(detail="the repository lies outside the allowed roots, in part at least")
+    stores = [objects, *(objects / line for line in borrowed if line and not line.startswith("#"))]
+    # Git unquotes a quoted line, follows the alternates of alternates, and whatever a symbolic link leads to.
+    strays = (
+        any(line.startswith('"') for line in borrowed)
+        or any(_is_there(store / "info" / "alternates") for store in stores[1:])
+        or any(not lies_below(path, place) for path in [*places, *stores])
+        or any(_has_links(store) for store in stores)
+    )
+    if strays:
+        raise PathNotAllowed(detail="the repository lies outside the allowed roots, in part at least")
+
+
+def _has_links(store: Path) -> bool:
+    """Whether any file or folder of an object store is a symbolic link; git makes none."""
+    folders = [store]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+        except OSError:  # it is not there, or not ours to read: git will say so
+            continue
+    return False
 
 
 def _own_git_dir(found: _Repository) -> str:

@@ -186,6 +186,20 @@ async def test_t18_what_lies_outside_the_roots_is_not_shown(tmp_path: Path) -> N
     head.write_text(git(secret, "rev-parse", "HEAD") + "\n")
     with pytest.raises(PathNotAllowed):
         await diff(borrowing, root)
+    alternates = borrowing / ".git" / "objects" / "info" / "alternates"
+    alternates.write_text(f'"{secret}/.git/objects"\n')
+    with pytest.raises(PathNotAllowed):
+        await diff(borrowing, root)
+    lender = repository(root / "lender", a="a\n")
+    (lender / ".git" / "objects" / "info" / "alternates").write_text(f"{secret}/.git/objects\n")
+    alternates.write_text(f"{lender}/.git/objects\n")
+    with pytest.raises(PathNotAllowed):
+        await diff(borrowing, root)
+    alternates.unlink()
+    for folder in (secret / ".git" / "objects").glob("??"):
+        (borrowing / ".git" / "objects" / f"{folder.name}").symlink_to(folder)
+    with pytest.raises(PathNotAllowed):
+        await diff(borrowing, root)
     pointing = repository(root / "pointing", a="a\n")
     git(pointing, "config", "core.worktree", str(secret))
     with pytest.raises(PathNotAllowed):
