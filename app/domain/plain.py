@@ -16,6 +16,8 @@ BLOCK = 64 * 1024
 """Bytes that are looked at in one go: short enough for a thread not to hold up the others."""
 MAX_LINE = 1024 * 1024
 """Bytes of a line; a longer one is broken there."""
+MARKS = 16
+"""Characters of a cell, its combining marks included; more are dropped, lest a line take ever longer."""
 TAB = 8
 """Columns from one tab stop to the next."""
 
@@ -136,7 +138,7 @@ def _overwritten_cells(line: str) -> str:
                 cells += [" "] * (at - len(cells))
                 width = TAB - at % TAB if character == "\t" else wcwidth(character)
                 if width <= 0:
-                    if at:
+                    if at and len(cells[at - 1]) < MARKS:
                         cells[at - 1] += character
                     continue
                 if at < len(cells) and not cells[at]:

@@ -93,3 +93,10 @@ def test_whatever_comes_ends_in_lines_without_controls(raw: str) -> None:
 )
 def test_columns_are_cells_of_the_terminal(text: str, width: int) -> None:
     assert columns(text) == width
+
+
+def test_a_cell_keeps_no_more_marks_than_anybody_writes() -> None:
+    """Joined one by one without bound, they took time that grew with their square."""
+    (block,) = plain_blocks(b"\rae" + "\u0301".encode() * 50_000 + b"\n")
+    assert block.decode().startswith("ae\u0301")
+    assert block.decode().count("\u0301") < 50
