@@ -164,7 +164,7 @@ async def test_hosts_renew_before_others_take_over_after_an_outage(
     database_address: Address, folder: Path
 ) -> None:
     """Whoever is back first leaves the others a lease time: their leases ran out for all of them."""
-    timing = Timing(lease_s=4.0, heartbeat_s=0.5, health_s=1.0, drain_s=0.0)
+    timing = Timing(lease_s=6.0, heartbeat_s=0.5, health_s=1.0, drain_s=0.0)
     async with (
         Twin() as twin,
         cut_off(database_address, folder, timing, backends=paseo(twin)) as (house, cable),
@@ -177,7 +177,7 @@ async def test_hosts_renew_before_others_take_over_after_an_outage(
             cable.cut()
             others.cut()
             await stream.until("stream.stalled")
-            await beats(stream, 11)  # longer than a lease
+            await beats(stream, 15)  # longer than a lease
             others.mend()
             await stream.until("stream.resumed")
             await beats(stream, 6)  # longer than from one look for silent hosts to the next

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from app.paseo import activity
-from app.paseo.cli import AT_ONCE, CommandRefused, PaseoCli
+from app.paseo.cli import WAITS, CommandRefused, PaseoCli
 from app.paseo.errors import NotSent, Reason, Timeout, Undecodable
 from app.paseo.process import TooMuchOutput, run
 from tests.backends.acp_house import eventually, is_gone
@@ -136,13 +136,13 @@ async def test_p77_commands_at_the_same_time_are_different_clients(cli: PaseoCli
     agent = await made(cli)
     await cli.send(agent, "sleep 600000")
     async with anyio.create_task_group() as tasks:
-        for _ in range(AT_ONCE + 2):
+        for _ in range(WAITS + 2):
             tasks.start_soon(cli.wait, agent, 3)
     waits = [call for call in heard(tmp_path) if call["argv"][0] == "wait" and "--timeout=3" in call["argv"]]
-    homes = [call["home"] for call in waits[:AT_ONCE]]
-    assert len(set(homes)) == AT_ONCE
+    homes = [call["home"] for call in waits[:WAITS]]
+    assert len(set(homes)) == WAITS
     assert {stat.S_IMODE(os.stat(home).st_mode) for home in homes} == {0o700}
-    assert len(waits) == AT_ONCE + 2
+    assert len(waits) == WAITS + 2
 
 
 async def hanging(tmp_path: Path) -> list[int]:
