@@ -20,8 +20,9 @@ log = structlog.get_logger(__name__)
 
 RETRY_MS = 2000
 """How long an EventSource waits before it opens a stream again."""
+RETRY = f"retry: {RETRY_MS}\n\n".encode()
+"""The bytes that tell it."""
 
-_RETRY = f"retry: {RETRY_MS}\n\n".encode()
 _PING = b": ping\n\n"
 
 
@@ -53,7 +54,7 @@ def encode(step: FeedStep, *, ids: bool = True) -> bytes:
             return f"id: {seq}\n\n".encode()
         case Ready(session_id=session_id, after=after, oldest_seq=oldest_seq, last_seq=last_seq):
             data = {"session_id": session_id, "after": after, "oldest_seq": oldest_seq, "last_seq": last_seq}
-            return _RETRY + control("ready", data if ids else {"session_id": None})
+            return RETRY + control("ready", data if ids else {"session_id": None})
         case Synced(last_seq=last_seq):
             return control("synced", {"last_seq": last_seq if ids else None})
         case Stalled():
@@ -88,7 +89,7 @@ async def encoded(steps: AsyncGenerator[FeedStep], session_id: str | None) -> As
 
 async def refusal(reason: str) -> AsyncGenerator[bytes]:
     """A stream that says why there is none now: an EventSource dies of every status but 200 and 204."""
-    yield _RETRY + closing(reason)
+    yield RETRY + closing(reason)
 
 
 class EventStream(EventSourceResponse):

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, get_args
 
-from app.api.sse import RETRY_MS, closing, control
-from app.engine.steps import Reason
-from app.engine.terminal_streams import Bytes, Left, Opened, Restarted, Silent, TerminalStep
+from app.api.sse import RETRY, control, encode
+from app.engine.steps import Closing, Idle, Reason
+from app.engine.terminal_streams import Bytes, Opened, Restarted, TerminalStep
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/"
@@ -113,7 +113,7 @@ def _encode(step: TerminalStep, terminal_id: str) -> bytes:
                 "start": start,
                 "end": end,
             }
-            return f"retry: {RETRY_MS}\n\n".encode() + control("ready", ready)
+            return RETRY + control("ready", ready)
         case Restarted(reason=reason, ring=ring, offset=offset):
             told = {
                 "reason": reason,
@@ -121,10 +121,8 @@ def _encode(step: TerminalStep, terminal_id: str) -> bytes:
                 "capture_url": f"/v1/terminals/{terminal_id}/capture",
             }
             return control("reset", told) + f"id: {ring}.{offset}\n\n".encode()
-        case Left(reason=reason):
-            return closing(reason)
-        case Silent():
-            return b": ping\n\n"
+        case Closing() | Idle():
+            return encode(step)
 
 
 async def encoded_terminal(steps: AsyncGenerator[TerminalStep], terminal_id: str) -> AsyncGenerator[bytes]:

@@ -13,7 +13,7 @@ from app.domain.ring import Ring
 from app.domain.terminals import Terminal
 from app.engine.feed import Check, Feed
 from app.engine.lifecycle import Lifecycle
-from app.engine.steps import Reason
+from app.engine.steps import Closing, Idle
 from app.engine.terminals import Terminals
 from app.engine.watches import Watch
 
@@ -64,19 +64,7 @@ class Restarted:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The stream ends here."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Silent:
-    """Nothing came for a heartbeat's time."""
-
-
-TerminalStep: TypeAlias = Opened | Bytes | Restarted | Left | Silent
+TerminalStep: TypeAlias = Opened | Bytes | Restarted | Closing | Idle
 
 
 def parse_position(last_event_id: str | None, after: str | None, begin: str | None) -> Beginning:
@@ -146,7 +134,7 @@ class TerminalStreams:
         return None if watch.ended and is_at_end else Tail(terminal, watch, begin)
 
     async def follow(self, tail: Tail, check: Check, *, keys_version: int) -> AsyncGenerator[TerminalStep]:
-        """Everything on the stream, until it ends; `Left` is the last step."""
+        """Everything on the stream, until it ends; `Closing` is the last step."""
         watch = tail.watch
         started = anyio.current_time()
         with watch.listen() as wakeup:  # listen, then read: nothing falls between
@@ -157,7 +145,7 @@ class TerminalStreams:
                 yield restarted
             while True:
                 if self._lifecycle.leaving:
-                    yield Left("draining")
+                    yield Closing("draining")
                     return
                 if self._feed.keys_version != keys_version:
                     try:
@@ -168,7 +156,7 @@ class TerminalStreams:
                     else:
                         keys_version = version
                     if reason is not None:
-                        yield Left(reason)
+                        yield Closing(reason)
                         return
                 if watch.ring is not ring:
                     ring, offset = watch.ring, watch.ring.base
@@ -181,15 +169,15 @@ class TerminalStreams:
                     yield Bytes(ring.id, offset, data)
                     continue
                 if watch.ended:
-                    yield Left("terminal_closed")
+                    yield Closing("terminal_closed")
                     return
                 if self._rotate_s is not None and anyio.current_time() - started > self._rotate_s:
-                    yield Left("rotate")
+                    yield Closing("rotate")
                     return
                 with anyio.move_on_after(self._heartbeat_s) as rest:
                     await wakeup.wait()
                 if rest.cancelled_caught:
-                    yield Silent()
+                    yield Idle()
 
 
 def _begin(ring: Ring, begin: Beginning) -> tuple[int, Restarted | None]:
