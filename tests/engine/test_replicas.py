@@ -63,8 +63,9 @@ async def replicas(
             "timing": Timing(health_s=1.0, drain_s=0.0),
         }
         async with open_house(url, folder, **more) as first:
-            await first.ensure(f"alone-{kind}", agent=AGENT[kind])
-            name = await host_of(shared_address, f"alone-{kind}")
+            alone = f"alone-{folder.name}"  # the replicas may be made more than once on the file's database
+            await first.ensure(alone, agent=AGENT[kind])
+            name = await host_of(shared_address, alone)
             async with open_house(url, folder, **more) as second:
                 yield Replicas(kind, first, second, name, shared_address)
 
