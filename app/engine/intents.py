@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-import anyio
-
 from app.backends.base import (
     AgentLost,
     BackendError,
@@ -25,6 +23,7 @@ from app.domain.errors import (
 )
 from app.domain.ids import SessionKey
 from app.engine.lifecycle import Lifecycle
+from app.engine.waiting import look_until
 from app.store import intents
 from app.store.database import Database
 from app.store.intents import Intent
@@ -74,13 +73,18 @@ async def wait_for(
     database: Database, lifecycle: Lifecycle, session: SessionKey, number: UUID, timeout_s: float
 ) -> Intent | None:
     """The intent once it is done; null if that took too long, or this process cannot wait any longer."""
-    with anyio.move_on_after(timeout_s) as patience, database.bell.listen(session) as wakeup:
-        while True:
-            patience.deadline = min(patience.deadline, lifecycle.answer_by)
-            async with database.begin() as db:
-                intent = await intents.get(db, number)
-            if intent is None or intent.done:
-                return intent
-            with anyio.move_on_after(1.0):  # covers a lost bell
-                await wakeup.wait()
-    return None
+
+    async def look() -> Intent | None:
+        async with database.begin() as db:
+            return await intents.get(db, number)
+
+    intent = await look_until(
+        look,
+        lambda now: now is None or now.done,
+        session=session,
+        bell=database.bell,
+        lifecycle=lifecycle,
+        timeout_s=timeout_s,
+        poll_s=1.0,
+    )
+    return intent if intent is not None and intent.done else None

@@ -1,6 +1,6 @@
 """Permissions: the inbox, and a person's answer on its way to the agent."""
 
-import anyio
+from functools import partial
 
 from app.domain.errors import (
     BackendIsDown,
@@ -12,6 +12,7 @@ from app.domain.ids import Owner, PermissionId, SessionId
 from app.domain.keys import Principal
 from app.domain.permissions import WAITING, Permission, PermissionStatus, Response
 from app.engine.lifecycle import Lifecycle
+from app.engine.waiting import look_until
 from app.store import permissions, sessions
 from app.store.database import Database
 from app.store.paging import Page
@@ -67,24 +68,25 @@ class Permissions:
             option.option_id for option in permission.options
         }:
             raise UnsupportedByBackend(detail="the backend did not offer this option")
-        with self._database.bell.listen(permission.session) as wakeup:
-            async with self._database.begin() as db:
-                await sessions.lock(db, permission.session)
-                taken = await permissions.answer(db, permission_id, response, caller.actor)
-                if taken:
-                    await sessions.want(db, permission.session)
-            with anyio.move_on_after(ANSWER_S) as patience:
-                while True:
-                    patience.deadline = min(patience.deadline, self._lifecycle.answer_by)
-                    permission = await self.get(caller.owner, permission_id)
-                    if permission.status not in WAITING:
-                        break
-                    if taken and permission.status == "pending":
-                        if permission.refusal is not None:
-                            raise UnsupportedByBackend(detail=permission.refusal)
-                        raise BackendIsDown(detail="the backend did not take the answer; it is still pending")
-                    with anyio.move_on_after(1.0):  # covers a lost bell
-                        await wakeup.wait()
+        async with self._database.begin() as db:
+            await sessions.lock(db, permission.session)
+            taken = await permissions.answer(db, permission_id, response, caller.actor)
+            if taken:
+                await sessions.want(db, permission.session)
+        seen = await look_until(
+            partial(self.get, caller.owner, permission_id),
+            lambda now: now.status not in WAITING or (taken and now.status == "pending"),
+            session=permission.session,
+            bell=self._database.bell,
+            lifecycle=self._lifecycle,
+            timeout_s=ANSWER_S,
+            poll_s=1.0,
+        )
+        permission = seen or permission
+        if seen is not None and taken and seen.status == "pending":
+            if seen.refusal is not None:
+                raise UnsupportedByBackend(detail=seen.refusal)
+            raise BackendIsDown(detail="the backend did not take the answer; it is still pending")
         if not taken or permission.actor != caller.actor:
             _refuse_resolved(permission)
         if permission.status in WAITING:

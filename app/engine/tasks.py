@@ -1,8 +1,8 @@
 """Tasks: admitted, read, cancelled, tried again. What comes between is decided where a step's turn ends."""
 
 from collections.abc import Sequence
+from functools import partial
 
-import anyio
 import structlog
 
 from app.domain.errors import Draining, TaskNotFound, TurnNotEnded, TurnNotFound, ValidationFailed
@@ -14,6 +14,7 @@ from app.domain.turns import PromptRequest, TurnStatus
 from app.engine.ending import end_queued
 from app.engine.lifecycle import Lifecycle
 from app.engine.turns import CANCEL_S, Idempotency, Turns
+from app.engine.waiting import look_until
 from app.store import eventlog, sessions, tasks, turns
 from app.store.database import Database, Transaction
 from app.store.paging import Page
@@ -180,14 +181,18 @@ class Tasks:
 
     async def _wait(self, owner: Owner, task: Task, timeout_s: float) -> Task:
         """The task once it has ended, or as it stands after that time."""
-        with anyio.move_on_after(timeout_s) as patience, self._database.bell.listen(task.session) as wakeup:
-            while not task.is_ended:
-                patience.deadline = min(patience.deadline, self._lifecycle.answer_by)
-                task = await self.get(owner, task.id)
-                if not task.is_ended:
-                    with anyio.move_on_after(2.0):  # covers a lost bell
-                        await wakeup.wait()
-        return task
+        if task.is_ended:
+            return task
+        seen = await look_until(
+            partial(self.get, owner, task.id),
+            lambda now: now.is_ended,
+            session=task.session,
+            bell=self._database.bell,
+            lifecycle=self._lifecycle,
+            timeout_s=timeout_s,
+            poll_s=2.0,
+        )
+        return seen or task
 
 
 async def _admit_turn(

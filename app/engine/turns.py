@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import anyio
 import msgspec
 import structlog
 from anyio.abc import TaskGroup
@@ -33,6 +32,7 @@ from app.domain.sessions import Session
 from app.domain.turns import PromptRequest, Turn, TurnStatus
 from app.engine.ending import end_queued
 from app.engine.lifecycle import Lifecycle
+from app.engine.waiting import look_until
 from app.store import eventlog, health, sessions, turns
 from app.store.database import Database, Transaction
 from app.store.paging import Page
@@ -211,15 +211,16 @@ class Turns:
     async def wait(self, owner: Owner, turn_id: TurnId, timeout_s: float) -> Turn:
         """The turn once it has ended, or as it stands after that time."""
         turn = await self.get(owner, turn_id)
-        with anyio.move_on_after(timeout_s) as patience, self._database.bell.listen(turn.session) as wakeup:
-            while True:
-                patience.deadline = min(patience.deadline, self._lifecycle.answer_by)
-                turn = await self.get(owner, turn_id)
-                if turn.is_ended:
-                    return turn
-                with anyio.move_on_after(2.0):  # covers a lost bell
-                    await wakeup.wait()
-        return turn
+        seen = await look_until(
+            partial(self.get, owner, turn_id),
+            lambda now: now.is_ended,
+            session=turn.session,
+            bell=self._database.bell,
+            lifecycle=self._lifecycle,
+            timeout_s=timeout_s,
+            poll_s=2.0,
+        )
+        return seen or turn
 
     async def request_cancel(self, owner: Owner, turn_id: TurnId, cause: CancelCause) -> None:
         """Have the turn stopped, without waiting for its end; an ended turn is left as it is."""
