@@ -7,7 +7,6 @@ repository's own configuration it is only asked where things are and what HEAD n
 """
 
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from app.backends.base import Place
 from app.backends.registry import Registry
 from app.domain.errors import PathNotAllowed, RateLimited, UnsupportedByBackend
 from app.domain.ids import Owner, SessionId
+from app.engine.files import git_environment, read_regular
 from app.engine.paths import check_requested, lies_below
 from app.paseo.process import Finished, run
 from app.store import sessions
@@ -44,14 +44,9 @@ EMPTY_TREE = {
 }
 """What a repository without a commit is compared with, by the object format."""
 _ENVIRONMENT = {
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
-    "GIT_OPTIONAL_LOCKS": "0",
     "GIT_LITERAL_PATHSPECS": "1",
-    "GIT_TERMINAL_PROMPT": "0",
-    "LC_ALL": "C",
 }
 FATAL = 128
 """The status with which git gives up."""
@@ -248,14 +243,12 @@ def _is_there(path: Path) -> bool:
 def _read(path: Path, most: int) -> bytes:
     """A regular file's content; never waits for one that is a pipe."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
-            seen = os.fstat(descriptor)
-            if not stat.S_ISREG(seen.st_mode) or seen.st_size > most:
-                raise UnsupportedByBackend(detail=f"the repository's {path.name} is no file of a usual size")
-            return file.read(most)
+        found = read_regular(path, most)
     except OSError:
         raise UnsupportedByBackend(detail=f"the repository's {path.name} cannot be read") from None
+    if found is None:
+        raise UnsupportedByBackend(detail=f"the repository's {path.name} is no file of a usual size")
+    return found[0]
 
 
 def _quoted(path: Path) -> str:
@@ -273,12 +266,17 @@ async def _git(
     stdin: Path | None = None,
 ) -> Finished:
     """A run of git, cut off at its bounds."""
-    own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.devnull, **_ENVIRONMENT, **env}
     seconds = max(0.0, until - anyio.current_time())
     command = ["git", "--no-pager", *words]
     try:
         return await run(
-            command, env=own, deadline=seconds, most=max(most, 1), cwd=str(cwd), stdin=stdin, cut=True
+            command,
+            env=git_environment({**_ENVIRONMENT, **env}),
+            deadline=seconds,
+            most=max(most, 1),
+            cwd=str(cwd),
+            stdin=stdin,
+            cut=True,
         )
     except OSError:
         raise UnsupportedByBackend(detail="git is not installed on this machine") from None

@@ -6,7 +6,6 @@ and nothing that stands in their configuration (filters, drivers, hooks) is run.
 
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from app.engine.files import git_environment, read_regular
+
 log = structlog.get_logger(__name__)
 
 MERGE_S = 3.0
@@ -23,17 +24,11 @@ MERGE_S = 3.0
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of one worktree's files that git is asked about at once."""
 _ENVIRONMENT = {
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_OPTIONAL_LOCKS": "0",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_AUTHOR_NAME": "alameda",
     "GIT_AUTHOR_EMAIL": "alameda@localhost",
     "GIT_COMMITTER_NAME": "alameda",
     "GIT_COMMITTER_EMAIL": "alameda@localhost",
-    "LC_ALL": "C",
-    "HOME": os.devnull,
 }
 
 
@@ -117,24 +112,23 @@ def _changes(number: int, head: str, root: str, paths: Sequence[str]) -> bytes:
 def _content(root: str, path: str, room: int) -> tuple[bytes | None, bytes]:
     """The file's content and git's word for its mode; null if it is gone."""
     try:
-        descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = read_regular(f"{root}/{path}", room)
     except (FileNotFoundError, NotADirectoryError):
         return None, b""
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > room:
-            raise _CannotTell
-        return file.read(room), b"100755" if status.st_mode & 0o100 else b"100644"
+    if found is None:
+        raise _CannotTell
+    content, mode = found
+    return content, b"100755" if mode & 0o100 else b"100644"
 
 
-async def _git(folder: Path, *arguments: str, given: bytes | None = None, **more: str) -> bytes:
-    status, answer = await _run(folder, *arguments, given=given, **more)
+async def _git(folder: Path, *arguments: str, given: bytes | None = None) -> bytes:
+    status, answer = await _run(folder, *arguments, given=given)
     if status != 0:
         raise _CannotTell
     return answer
 
 
-async def _run(folder: Path, *arguments: str, given: bytes | None = None, **more: str) -> tuple[int, bytes]:
+async def _run(folder: Path, *arguments: str, given: bytes | None = None) -> tuple[int, bytes]:
     """Git's exit status and output; it is killed if the wait for it ends."""
     done = await anyio.run_process(
         ["git", *arguments],
@@ -143,6 +137,6 @@ async def _run(folder: Path, *arguments: str, given: bytes | None = None, **more
         stderr=DEVNULL,
         check=False,
         cwd=folder,
-        env={"PATH": os.environ.get("PATH", os.defpath), **_ENVIRONMENT, **more},
+        env=git_environment(_ENVIRONMENT),
     )
     return done.returncode, done.stdout

@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -17,6 +16,7 @@ from app.domain.ids import TurnId
 from app.domain.sessions import Session
 from app.domain.text import is_storable
 from app.domain.touches import Lines, Touch, merged, shifted, touches_of
+from app.engine.files import read_regular
 from app.store.touches import MAX_PATH
 
 DISK_S = 2.0
@@ -150,12 +150,10 @@ def _folded(name: str) -> str:
 
 def _lines_of(path: str, snippet: str, within: Sequence[Lines]) -> tuple[Lines, ...] | None:
     """Where the file has `snippet` now; null if it is not there exactly once."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SNIPPET_FILE:
-            return None
-        content = file.read(MAX_SNIPPET_FILE)
+    found = read_regular(path, MAX_SNIPPET_FILE)
+    if found is None:
+        return None
+    content, _ = found
     wanted = snippet.encode(errors="replace")
     at = content.find(wanted)
     if at < 0 or content.find(wanted, at + 1) >= 0:
