@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,10 +210,12 @@ class TmuxTerminals:
         kept = " ".join(f'${{{name}+{name}="${name}"}}' for name in PASSED)
         # A call that a stuck server never answers ends by itself: its thread waits for it.
         bound = f"timeout -k 1 {COMMAND_S + 1:g} " if shutil.which("timeout") else ""
-        draft = self._folder / f"tmux.{os.getpid()}.{threading.get_ident()}"
-        draft.write_text(f'#!/bin/sh\nexec env -i {kept} {bound}{self._program} -N "$@"\n')
-        draft.chmod(0o700)
-        draft.replace(wrapper)
+        script = f'#!/bin/sh\nexec env -i {kept} {bound}{self._program} -N "$@"\n'
+        if not wrapper.exists() or wrapper.read_text() != script:
+            draft = self._folder / f"tmux.{os.getpid()}"
+            draft.write_text(script)
+            draft.chmod(0o700)
+            draft.replace(wrapper)
         subprocess.run(
             [
                 *(self._program, "-S", str(self._socket), "-f", "/dev/null", "start-server", ";"),

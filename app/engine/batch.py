@@ -9,11 +9,6 @@ from app.domain.events import (
     PermissionExpired,
     PermissionResolved,
     Terminal,
-    TurnCancelled,
-    TurnCompleted,
-    TurnFailed,
-    TurnIndeterminate,
-    TurnTimedOut,
 )
 from app.domain.ids import TurnId
 from app.domain.signals import Config, Cursor
@@ -128,7 +123,7 @@ class Batch:
                 status=run.status, output_text="", usage=None, event_at=run.last_event_at, end=None
             )
         end = self.events[-1][1]
-        assert isinstance(end, TurnCompleted | TurnFailed | TurnCancelled | TurnTimedOut | TurnIndeterminate)
+        assert isinstance(end, Terminal)
         return Progress(
             status=run.status,
             output_text=run.transcript.output_text,

@@ -20,8 +20,7 @@ class Lifecycle:
         self.answer_by = math.inf
         """Time by which every request has to be answered, by the event loop's clock."""
         self.on_leave: list[Callable[[], None]] = []
-        self.on_drain: list[Callable[[], None]] = []
-        """Called once when leaving or draining begins; must not wait or raise."""
+        """Called once when leaving begins; must not wait or raise."""
 
     def leave(self) -> None:
         """Let others take over; requests that still come are taken until balancers have seen that we go."""
@@ -36,5 +35,3 @@ class Lifecycle:
         if not self.draining:
             self.draining = True
             self.answer_by = anyio.current_time() + ANSWER_S
-            for call in self.on_drain:
-                call()

@@ -1,7 +1,7 @@
 """Search in terminals: in the ring that this process has of one, or in a capture that reaches further."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import anyio
@@ -90,15 +90,8 @@ class TerminalSearch:
             if anyio.current_time() > until:
                 unreachable.append(terminal)
                 continue
-            rest = Query(
-                text=query.text,
-                regex=query.regex,
-                ignore_case=query.ignore_case,
-                context=query.context,
-                limit=left,
-            )
             try:
-                answer = await self._search(terminal, rest)
+                answer = await self._search(terminal, replace(query, limit=left))
             except TerminalNotFound:
                 continue  # it has just ended
             except DomainError:
