@@ -18,7 +18,7 @@ import pytest
 from app.store.database import Address
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
 from app.store.migrations import migrate
-from tests.house import House, open_house, url_of
+from tests.house import House, address_of, open_house, url_of
 
 _numbers = count(1)
 _TEMPLATE = "alameda_template"
@@ -66,24 +66,12 @@ async def postgres(run_folder: Path, anyio_backend: str) -> AsyncIterator[Embedd
         admin = await _connect(server, server.database)
         await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
         await admin.close()
-        await migrate(_address(server, _TEMPLATE))
+        await migrate(address_of(server, _TEMPLATE))
         yield server
 
 
-def _address(server: EmbeddedPostgres, database: str) -> Address:
-    return Address(
-        arguments={
-            "host": server.host,
-            "port": server.port,
-            "user": server.user,
-            "password": server.password,
-            "database": database,
-        }
-    )
-
-
 async def _connect(server: EmbeddedPostgres, database: str) -> "asyncpg.Connection[asyncpg.Record]":
-    return await asyncpg.connect(**_address(server, database).arguments)
+    return await asyncpg.connect(**address_of(server, database).arguments)
 
 
 @asynccontextmanager
@@ -92,7 +80,7 @@ async def _new_database(postgres: EmbeddedPostgres) -> AsyncIterator[Address]:
     admin = await _connect(postgres, postgres.database)
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-        yield _address(postgres, name)
+        yield address_of(postgres, name)
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await admin.close()

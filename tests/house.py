@@ -21,6 +21,7 @@ from app.main import House as Service
 from app.main import create_app
 from app.settings import Limits, Settings, Timing
 from app.store.database import Address
+from app.store.embedded import EmbeddedPostgres
 
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
@@ -110,6 +111,24 @@ def url_of(address: Address) -> str:
         f"postgresql://{found['user']}:{quote(found['password'], safe='')}@/{found['database']}"
         f"?host={quote(found['host'], safe='')}&port={found['port']}"
     )
+
+
+def address_of(server: EmbeddedPostgres, database: str | None = None) -> Address:
+    """One of a server's databases: its own, if none is named."""
+    return Address(
+        arguments={
+            "host": server.host,
+            "port": server.port,
+            "user": server.user,
+            "password": server.password,
+            "database": database or server.database,
+        }
+    )
+
+
+def outside_url(address: Address, data_dir: Path) -> str:
+    """The same as other processes reach it: the server's own name of its host leads nowhere in them."""
+    return url_of(Address(arguments={**address.arguments, "host": str(data_dir / "postgres")}))
 
 
 @dataclass

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-TERMINAL = {"turn.completed", "turn.failed", "turn.cancelled", "turn.timed_out", "turn.indeterminate"}
+from app.domain.events import TERMINAL_TYPES
+
 OPENED = {
     "message.delta": ("message", "message_id"),
     "reasoning.delta": ("message", "message_id"),
@@ -135,7 +136,7 @@ def _as_seen(logs: Mapping[str, Sequence[Row]], seen: Sequence[tuple[str, int, b
 def _ends(turns: Sequence[TurnRow], by_turn: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     for turn in turns:
         rows = by_turn.get(turn.id, [])
-        ends = [row for row in rows if row.type in TERMINAL]
+        ends = [row for row in rows if row.type in TERMINAL_TYPES]
         if len(ends) != 1:
             yield f"{turn.id}: {len(ends)} terminal events"
         elif rows[-1] is not ends[0]:

@@ -1,5 +1,6 @@
 """Clients as they are in life: each prompts and follows a session, through any replica, and never tires."""
 
+import json
 import random
 from collections import Counter
 from contextlib import suppress
@@ -10,7 +11,8 @@ from uuid import uuid4
 import anyio
 import httpx
 
-from benchmarks.chaos.checker import TERMINAL, Admitted
+from app.domain.events import TERMINAL_TYPES
+from benchmarks.chaos.checker import Admitted
 from benchmarks.chaos.world import KEY, World
 
 PATIENCE = 150.0
@@ -176,9 +178,9 @@ class Client:
 
     def _event(self, seq: int, type_: str, raw: bytes, tasks: Any) -> None:
         self.seen.append((self.name, seq, raw))
-        if type_ in TERMINAL or type_ == "permission.requested":
-            event = httpx.Response(200, content=raw.split(b"\ndata: ", 1)[1]).json()
-            if type_ in TERMINAL:
+        if type_ in TERMINAL_TYPES or type_ == "permission.requested":
+            event = json.loads(raw.split(b"\ndata: ", 1)[1])
+            if type_ in TERMINAL_TYPES:
                 self._ended.add(event["turn_id"])
             else:
                 tasks.start_soon(self._answer, event["data"]["permission_id"])
@@ -187,6 +189,9 @@ class Client:
 
     async def _answer(self, permission: str) -> None:
         """Allow or deny; now and then nobody answers, or two do at once."""
-        for _ in range(self._chance.choice([0, 1, 1, 1, 2])):
-            outcome = self._chance.choice(["allow", "deny"])
-            await self._ask("POST", f"/v1/permissions/{permission}/respond", {"outcome": outcome})
+        path = f"/v1/permissions/{permission}/respond"
+        async with anyio.create_task_group() as answering:
+            for _ in range(self._chance.choice([0, 1, 1, 1, 2])):
+                answering.start_soon(
+                    self._ask, "POST", path, {"outcome": self._chance.choice(["allow", "deny"])}
+                )

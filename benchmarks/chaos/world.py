@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 import asyncpg
@@ -18,6 +17,7 @@ import httpx
 from anyio.abc import Process
 
 from app.store.embedded import embedded_postgres
+from tests.house import address_of, outside_url
 
 ROOT = Path(__file__).parents[2]
 TWIN = ROOT / "tests" / "paseo" / "twin.py"
@@ -192,13 +192,7 @@ async def open_world(folder: Path, daemon: RealDaemon | None = None) -> AsyncIte
     folder.chmod(0o711)  # noqa: ASYNC240 - before anything runs
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(embedded_postgres(folder / "pg"))
-        # Other processes cannot use the server's own short name of its directory.
-        place = quote(str(folder / "pg" / "postgres"), safe="")
-        url = (
-            f"postgresql://{server.user}:{quote(server.password, safe='')}@/{server.database}"
-            f"?host={place}&port={server.port}"
-        )
-        world = World(folder, url, daemon)
+        world = World(folder, outside_url(address_of(server), folder / "pg"), daemon)
         try:
             await world.start()
             yield world

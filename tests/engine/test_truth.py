@@ -1,6 +1,9 @@
 """What is said of turns and permissions is true, at the moments at which it is hard to know."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,23 @@ from tests.system.test_paseo_recovery import (
     eventually,
     plain,
 )
+
+
+@contextmanager
+def hiccup(room: object, method: str, *, call: int) -> Iterator[None]:
+    """The database does not answer when the method is called for that time."""
+    real, calls = getattr(room, method), count(1)
+
+    async def once(*args: Any) -> Any:
+        if next(calls) == call:
+            raise DatabaseUnavailable
+        return await real(*args)
+
+    setattr(room, method, once)
+    try:
+        yield
+    finally:
+        setattr(room, method, real)
 
 
 async def test_answer_on_its_way_is_not_yet_an_answer(database_url: str, folder: Path) -> None:
@@ -324,19 +344,8 @@ async def test_refused_answer_does_not_stop_the_turn(house: House) -> None:
 async def test_prefer_wait_never_says_503_of_an_admitted_prompt(house: House) -> None:
     """The turn is admitted and runs; the database hiccups while we wait for its end."""
     await house.ensure("s")
-    turns = house.service.rooms.turns
-    get, calls = turns.get, 0
-
-    async def hiccup(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise DatabaseUnavailable
-        return await get(*args)
-
-    turns.get = hiccup  # type: ignore[method-assign, assignment]
-    answer = await house.post("/v1/sessions/s/turns", {"prompt": "sleep 1\nsay x"}, Prefer="wait=5")
-    turns.get = get  # type: ignore[method-assign]
+    with hiccup(house.service.rooms.turns, "get", call=2):
+        answer = await house.post("/v1/sessions/s/turns", {"prompt": "sleep 1\nsay x"}, Prefer="wait=5")
     listed = (await house.get("/v1/sessions/s/turns"))["items"]
     assert listed, "it was admitted"
     assert answer.status_code in (200, 202), "an admitted prompt is answered as one that was not"
@@ -345,26 +354,15 @@ async def test_prefer_wait_never_says_503_of_an_admitted_prompt(house: House) ->
 async def test_lost_connection_in_an_outage_still_cancels(house: House) -> None:
     """on_disconnect=cancel fires when that connection ends for any reason but our own farewell."""
     await house.ensure("s")
-    turns = house.service.rooms.turns
-    ask, calls = turns.request_cancel, 0
-
-    async def hiccup(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise DatabaseUnavailable
-        return await ask(*args)
-
-    turns.request_cancel = hiccup  # type: ignore[method-assign, assignment]
     body = {"prompt": "sleep 6\nsay x", "on_disconnect": "cancel"}
-    async with house.client.stream(
-        "POST", "/v1/sessions/s/turns", json=body, headers={"Accept": "text/event-stream"}
-    ) as response:
-        async for chunk in response.aiter_raw():
-            if b"turn.started" in chunk:
-                break
-    await anyio.sleep(4)
-    turns.request_cancel = ask  # type: ignore[method-assign]
+    with hiccup(house.service.rooms.turns, "request_cancel", call=1):
+        async with house.client.stream(
+            "POST", "/v1/sessions/s/turns", json=body, headers={"Accept": "text/event-stream"}
+        ) as response:
+            async for chunk in response.aiter_raw():
+                if b"turn.started" in chunk:
+                    break
+        await anyio.sleep(4)
     turn = (await house.get("/v1/sessions/s/turns"))["items"][0]
     assert turn["status"] == "cancelled"
 

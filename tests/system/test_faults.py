@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 import httpx
@@ -20,7 +19,7 @@ from anyio.abc import Process, TaskStatus
 
 from app.domain.events import TERMINAL_TYPES
 from app.store.embedded import EmbeddedPostgres, embedded_postgres
-from tests.house import Frame, Stream, assert_unbroken, durable
+from tests.house import Frame, Stream, address_of, assert_unbroken, durable, outside_url
 
 PATIENCE = 30.0
 """Seconds after which a test that waits has failed."""
@@ -374,10 +373,7 @@ async def own_database(folder: Path, **settings: str) -> AsyncIterator[Outage]:
             nonlocal stopping
             _, stopping = await tasks.start(run_database, database)
 
-        url = (
-            f"postgresql://{server.user}:{quote(server.password, safe='')}@/{server.database}"
-            f"?host={quote(str(database / 'postgres'), safe='')}&port={server.port}"
-        )
+        url = outside_url(address_of(server), database)
         try:
             more = {"DATABASE_URL": url, "ALAMEDA_TIMING__HEARTBEAT_S": "1", **settings}
             async with serving(folder, **more) as service:

@@ -20,6 +20,7 @@ import anyio
 import httpx
 import pytest
 
+from app.domain.events import TERMINAL_TYPES
 from app.settings import BackendSettings
 from tests.house import PATIENCE, House, assert_unbroken, durable, open_house
 from tests.paseo.twin import Twin
@@ -68,14 +69,11 @@ async def eventually(holds: Callable[[], bool]) -> None:
             await anyio.sleep(0.02)
 
 
-TERMINAL = {"turn.completed", "turn.failed", "turn.cancelled", "turn.timed_out", "turn.indeterminate"}
-
-
 def assert_ended_once(log: list[dict[str, Any]], turn_id: str) -> None:
     """One terminal event, and it is the turn's last."""
     found = types(log, turn_id)
-    assert sum(one in TERMINAL for one in found) == 1
-    assert found[-1] in TERMINAL
+    assert sum(one in TERMINAL_TYPES for one in found) == 1
+    assert found[-1] in TERMINAL_TYPES
 
 
 async def test_socket_cut_at_random_moments_loses_doubles_and_reorders_nothing(
@@ -90,7 +88,7 @@ async def test_socket_cut_at_random_moments_loses_doubles_and_reorders_nothing(
             turn = await house.prompt(session, f"chunks {CHUNKS} 10 5", multitask_strategy="enqueue")
             path = f"/v1/turns/{turn['turn_id']}/events/stream"
             async with house.stream(path) as stream:
-                while not any(frame.event in TERMINAL for frame in stream.frames):
+                while not any(frame.event in TERMINAL_TYPES for frame in stream.frames):
                     if cut < CUTS and random.random() < 0.2:
                         twin.drop()
                         cut += 1

@@ -17,7 +17,7 @@ import structlog
 
 from app.domain.events import TERMINAL_TYPES
 from app.store.database import Address
-from tests.house import Frame, Stream, assert_unbroken, durable, url_of
+from tests.house import Frame, Stream, assert_unbroken, durable, outside_url
 from tests.paseo.twin import Twin
 from tests.system.balancer import Balancer, balancing
 from tests.system.test_faults import (
@@ -44,10 +44,9 @@ EVENT_SOURCE_RETRY_S = 0.2
 
 
 @pytest.fixture
-def outside_url(database_address: Address, run_folder: Path) -> str:
+def shared_url(database_address: Address, run_folder: Path) -> str:
     """The test's database as another process reaches it."""
-    where = {**database_address.arguments, "host": str(run_folder / "data" / "postgres")}
-    return url_of(Address(arguments=where))
+    return outside_url(database_address, run_folder / "data")
 
 
 class Replica:
@@ -148,10 +147,10 @@ async def restart(replica: Replica, service: Serving, balancer: Balancer, other:
     assert upstream.looks == [200, 503, None]
 
 
-async def test_rolling_restart_fails_no_request_and_loses_no_event(outside_url: str, folder: Path) -> None:
+async def test_rolling_restart_fails_no_request_and_loses_no_event(shared_url: str, folder: Path) -> None:
     """Twice around under traffic: no 5xx, nothing cut, no event lost or doubled, every turn whole."""
     async with Twin() as twin, AsyncExitStack() as stack:
-        environment = {"DATABASE_URL": outside_url, "PASEO_URL": twin.http}
+        environment = {"DATABASE_URL": shared_url, "PASEO_URL": twin.http}
         replicas = [Replica(folder, name, environment) for name in ("one", "two")]
         running: dict[Replica, Serving] = {}
         ends: dict[Replica, AsyncExitStack] = {}
@@ -248,10 +247,10 @@ async def two_processes(folder: Path, url: str, **more: str) -> AsyncIterator[tu
 
 
 async def test_turn_of_an_agent_that_died_with_its_host_is_ended_by_another_replica(
-    outside_url: str, folder: Path
+    shared_url: str, folder: Path
 ) -> None:
     """kill -9: the child ends with it, nobody knows how far it came, and the session is resumed."""
-    async with two_processes(folder, outside_url) as (killed, taker):
+    async with two_processes(folder, shared_url) as (killed, taker):
         session = await killed.ensure("s-1")
         turn, seen = await interrupted_turn(killed, "s-1", "stream 100000 20", 5)
         children = killed.below()
@@ -280,11 +279,11 @@ def sent(twin: Twin, turn: str) -> int:
     return sum(one.message["messageId"].startswith(turn) for one in messages)
 
 
-async def test_queued_turn_of_a_paused_host_is_sent_once(outside_url: str, folder: Path) -> None:
+async def test_queued_turn_of_a_paused_host_is_sent_once(shared_url: str, folder: Path) -> None:
     """Another replica sends it; the host that wakes finds the first turn's end, and sends nothing."""
     async with (
         Twin() as twin,
-        two_processes(folder, outside_url, PASEO_URL=twin.http) as (paused, taker),
+        two_processes(folder, shared_url, PASEO_URL=twin.http) as (paused, taker),
     ):
         await paseo_session(paused, "s-1")
         first = await paused.prompt("s-1", "chunks 50 20 5")
@@ -308,15 +307,15 @@ async def test_queued_turn_of_a_paused_host_is_sent_once(outside_url: str, folde
 
 
 async def test_prompt_that_a_paused_host_was_about_to_send_never_leaves(
-    outside_url: str, folder: Path
+    shared_url: str, folder: Path
 ) -> None:
     """Its start is committed and something was waited for; when it wakes the session is another's."""
     async with (
         Twin() as twin,
-        two_processes(folder, outside_url, PASEO_URL=twin.http) as (paused, taker),
+        two_processes(folder, shared_url, PASEO_URL=twin.http) as (paused, taker),
     ):
         await paseo_session(paused, "s-1")
-        twin.faults.late["clear_agent_attention"] = 1.0
+        twin.faults.late["clear_agent_attention"] = 4.0  # time enough to pause it, also on a busy machine
         turn = await paused.prompt("s-1", "say never")
         with anyio.fail_after(PATIENCE):
             await twin.record.wait("clear_agent_attention")
