@@ -117,7 +117,9 @@ class Turn:
         self._usage: Json | None = None
         self._stop_reason = "end_turn"
         self._calls = itertools.count(1)
-        self._message = f"msg-{id(self):x}"
+        self._mark = os.urandom(4).hex()
+        """Sets the ids of this turn's messages and tool calls apart from those of other turns."""
+        self._message = f"msg-{self._mark}"
 
     def play(self, text: str) -> Json:
         """Do what the prompt says and return the answer to it."""
@@ -167,7 +169,7 @@ class Turn:
         self._update(kind, messageId=self._message, content={"type": "text", "text": text})
 
     def _new_call(self, title: str, kind: str) -> str:
-        call = f"call-{next(self._calls)}"
+        call = f"call-{next(self._calls)}-{self._mark}"
         self._update("tool_call", toolCallId=call, title=title, kind=kind, status="pending", rawInput={})
         return call
 
@@ -183,7 +185,7 @@ class Turn:
     # The commands
 
     def say(self, text: str) -> None:
-        self._message = f"msg-{next(self._calls)}-{id(self):x}"
+        self._message = f"msg-{next(self._calls)}-{self._mark}"
         self._chunk(text)
 
     def think(self, text: str) -> None:

@@ -28,3 +28,12 @@ async def test_follower_that_comes_back_misses_nothing_and_sees_nothing_twice(ho
     for cut in whole[:-1]:
         rest = durable(await house.follow(path, "turn.completed", headers={"Last-Event-ID": str(cut.seq)}))
         assert [f.raw for f in rest] == [f.raw for f in whole if f.seq > cut.seq]
+
+
+async def test_tool_calls_of_two_turns_have_ids_of_their_own(house: House) -> None:
+    """A page shows a call by its id: with one for two, the second call would change the first one's card."""
+    session = (await house.ensure())["session_id"]
+    for _ in range(2):
+        await house.run(session, "run ls\nedit x")
+    calls = [event["data"]["tool_call_id"] for event in await house.log(session, types="tool_call.started")]
+    assert len(calls) == len(set(calls)) == 4
