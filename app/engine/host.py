@@ -14,12 +14,13 @@ from anyio.abc import TaskGroup
 
 from app.backends.base import Backend, BackendError
 from app.domain.errors import PathNotAllowed, SessionIsClosed
-from app.domain.events import SessionClosed, TurnCancelled
+from app.domain.events import SessionClosed
 from app.domain.sessions import Session
-from app.engine.hosted import Hosted
+from app.engine.hosted import Hosted, Work
 from app.engine.intents import describe
 from app.engine.keeper import Keeper
-from app.engine.runner import Rules, Runner, Work
+from app.engine.relay import Rules
+from app.engine.runner import Runner
 from app.store import eventlog, health, intents, permissions, sessions, terminals, turns
 from app.store.database import Database
 from app.store.eventlog import EventLog, LeaseLost
@@ -98,7 +99,7 @@ class Host:
     @property
     def has_turns(self) -> bool:
         """Whether turns are open that another host should take."""
-        return bool(self._runner.queue) or self._runner.run is not None
+        return self._runner.has_turns
 
     # The loop.
 
@@ -150,7 +151,7 @@ class Host:
 
     def _is_done(self) -> bool:
         if self._runner.leaving is not None:
-            return self._runner.run is None or not self._hosted.dies_with_host
+            return not (self._runner.runs_turn and self._hosted.dies_with_host)
         return not (self.has_turns or self._look_due) and time.monotonic() > self._idle_at
 
     # What is to do.
@@ -161,9 +162,7 @@ class Host:
         if work is None:
             return False
         self._hosted.session = work.session
-        if self._runner.run is None:
-            await self._runner.take_over(work)
-        self._runner.see(work)
+        await self._runner.see(work)
         for intent in work.intents:
             self._hosted.touch()
             await self._act(intent)
@@ -208,13 +207,7 @@ class Host:
 
     async def _close(self, intent: Intent) -> None:
         """Close once the open turn has ended; until then the intent stays where it is."""
-        for queued in self._runner.queue:
-            cancelled = TurnCancelled(cause="session_closed", cancel_outcome=None)
-            await self._runner.end_queued(queued.turn, cancelled)
-        self._runner.queue.clear()
-        if self._runner.run is not None:
-            if intent.body["mode"] == "cancel":
-                self._runner.ask_to_stop("session_closed")
+        if not await self._runner.close(cancels=intent.body["mode"] == "cancel"):
             return
         archived = await self._keeper.archive()
         await self._rules.collisions.leave(self.lease.session)

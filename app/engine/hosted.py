@@ -2,18 +2,35 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from anyio.abc import TaskGroup
 
 from app.backends.base import Backend
+from app.domain.permissions import Permission
 from app.domain.sessions import Session
+from app.domain.turns import Turn
 from app.store import intents, sessions
 from app.store.database import Database, Transaction
 from app.store.eventlog import EventLog, LeaseLost
 from app.store.intents import Intent
 from app.store.leases import Lease
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was found when the host looked."""
+
+    session: Session
+    intents: list[Intent]
+    turns: list[Turn]
+    waiting: list[Permission]
+    now: datetime
+    drained: bool
+    """Whether the backend takes no new turns."""
 
 
 class Hosted:

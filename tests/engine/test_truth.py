@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from app.domain.errors import DatabaseUnavailable
-from app.engine.runner import Runner
+from app.engine.starting import Starter
 from tests.house import House, open_house
 from tests.paseo.twin import Twin
 from tests.system.test_paseo_recovery import (
@@ -272,15 +272,15 @@ async def test_foreign_prompt_at_the_same_moment_is_waited_for(database_url: str
     """A turn that meets foreign activity waits like `enqueue`; it does not fail after three looks."""
     async with daemon_house(database_url, folder) as (house, twin):
         session = await house.ensure("s", agent="scripted")
-        commit = Runner._commit_start
+        commit = Starter._commit_start
 
-        async def raced(self: Runner, turn: Any) -> Any:
+        async def raced(self: Starter, turn: Any) -> Any:
             started = await commit(self, turn)
-            Runner._commit_start = commit  # type: ignore[method-assign]
+            Starter._commit_start = commit  # type: ignore[method-assign]
             await twin.prompt(session["agent_session_id"], "chunks 800 20 5")
             return started
 
-        Runner._commit_start = raced  # type: ignore[method-assign]
+        Starter._commit_start = raced  # type: ignore[method-assign]
         turn = await house.prompt("s", "say ours")
         with anyio.move_on_after(40):
             ended = await house.ended(turn["turn_id"])
