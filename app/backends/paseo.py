@@ -39,6 +39,7 @@ from app.paseo.address import Address
 from app.paseo.client import PaseoClient
 from app.paseo.dialing import Options
 from app.paseo.errors import PaseoError, Reason
+from app.paseo.http import DaemonHttp
 from app.paseo.versions import support
 
 KEY_LABEL = "alameda_key"
@@ -46,6 +47,10 @@ KEY_LABEL = "alameda_key"
 ORIGIN = {"origin": "alameda"}
 CURE = "Start the daemon (`paseo daemon start`), or set PASEO_URL, or the backend's url in alameda.toml"
 """What helps where nothing answers; a refusal says itself what to change."""
+CURE_BETWEEN = "It answers over HTTP: have whatever stands between let WebSockets through, or restart it"
+"""What helps where only the WebSocket does not answer."""
+HTTP_S = 2.0
+"""Seconds that a daemon has to answer over HTTP, once its WebSocket does not."""
 HEALTH_WAIT_S = 2.0
 """Seconds that a look at the daemon waits for a link that is being dialled."""
 RECENTLY_S = 30.0
@@ -94,7 +99,8 @@ class PaseoBackend:
         self.default_provider = provider
         self._tasks = tasks
         self._pace = pace or Pace()
-        self._client = PaseoClient(Address.parse(url), password, options=options)
+        self._address = Address.parse(url)
+        self._client = PaseoClient(self._address, password, options=options)
         self.terminals = PaseoTerminals(self._client, name)
         self._scope = anyio.CancelScope()
         self._up_at = -math.inf
@@ -117,7 +123,9 @@ class PaseoBackend:
             link = self._client.link
         if not link.is_up:
             words = link.error or "the daemon is being dialled"
-            return Health(up=False, detail=words if link.status == "refused" else f"{words}. {CURE}")
+            if link.status != "refused":
+                words = f"{words}. {CURE_BETWEEN if await self._answers_http() else CURE}"
+            return Health(up=False, detail=words)
         version = link.server.version if link.server is not None else None
         started = self._up_at = time.monotonic()
         try:
@@ -132,6 +140,14 @@ class PaseoBackend:
             tested=found.is_tested,
             latency_ms=round((time.monotonic() - started) * 1000, 1),
         )
+
+    async def _answers_http(self) -> bool:
+        """Whether it is only the WebSocket that does not answer."""
+        async with DaemonHttp(self._address, timeout=HTTP_S) as http:
+            try:
+                return (await http.health()).status == "ok"
+            except PaseoError:
+                return False
 
     async def providers(self) -> Sequence[Provider]:
         """What the daemon can run; waits for what it is still looking at."""

@@ -19,7 +19,7 @@ from app.paseo.frames import ServerInfo
 from app.paseo.link import Ends, Link, LinkState
 from app.paseo.requests import Requests
 from app.paseo.router import Router
-from app.paseo.snapshots import Done, Model, ModelList, Provider, Providers
+from app.paseo.snapshots import Done, Provider, Providers
 from app.paseo.subscriptions import (
     MAX_BYTES,
     MAX_NOTES,
@@ -110,11 +110,6 @@ class PaseoClient(Agents):
         finally:
             self._router.providers.remove(box)
         return answer.entries
-
-    async def models(self, provider: str, *, cwd: str | None = None) -> list[Model]:
-        """A provider's models; waits for one that is still loading."""
-        fields = {"provider": provider} if cwd is None else {"provider": provider, "cwd": cwd}
-        return (await self.request("list_provider_models_request", fields, ModelList)).models
 
     async def _watch(self) -> None:
         """Have the daemon tell changes of agents, archived ones too. Its session has one place for that."""

@@ -1,23 +1,20 @@
-"""The daemon over plain HTTP: whether it answers, and which it is."""
+"""The daemon over plain HTTP: whether it answers at all."""
 
 import ssl
 from types import TracebackType
-from typing import TypeVar
 
 import anyio
 import httpx
 
-from app.paseo.address import Address, Lookup, check_password
+from app.paseo.address import Address, Lookup
 from app.paseo.decoding import Frame, decode
 from app.paseo.errors import AccessRefused, PaseoError, Undecodable, Unreachable
 
-T = TypeVar("T")
-
 TIMEOUT = 5.0
-"""Seconds for an answer; a password costs the daemon a third of one."""
+"""Seconds for an answer."""
 
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer; both are a line long."""
+"""Bytes of an answer, which is a line long."""
 
 
 class Health(Frame, frozen=True):
@@ -27,34 +24,21 @@ class Health(Frame, frozen=True):
     timestamp: str | None = None
 
 
-class Status(Frame, frozen=True):
-    """Which daemon it is, and where it listens."""
-
-    server_id: str
-    hostname: str | None = None
-    version: str | None = None
-    listen: str | None = None
-
-
 class DaemonHttp:
-    """A daemon's HTTP endpoints; no proxies of the environment, no redirects, one look at a name."""
+    """A daemon's `/api/health`; no proxies of the environment, no redirects, one look at a name."""
 
     def __init__(
         self,
         address: Address,
-        password: str | None = None,
         *,
         timeout: float = TIMEOUT,
         lookup: Lookup | None = None,
     ) -> None:
-        headers = {"Host": address.authority}
-        if password:
-            headers["Authorization"] = f"Bearer {check_password(password)}"
         self._address = address
         self._lookup = lookup or anyio.getaddrinfo
         self._timeout = timeout
         self._client = httpx.AsyncClient(
-            headers=headers,
+            headers={"Host": address.authority},
             timeout=timeout,
             trust_env=False,
             follow_redirects=False,
@@ -79,19 +63,12 @@ class DaemonHttp:
         Raises:
             Unreachable, AccessRefused: as `errors` has them.
         """
-        return await self._get("/api/health", Health)
-
-    async def status(self) -> Status:
-        """`GET /api/status`; raises as `health` does."""
-        return await self._get("/api/status", Status)
-
-    async def _get(self, path: str, kind: type[T]) -> T:
         failure: PaseoError = Unreachable(f"the name {self._address.host} has no address")
         try:
             with anyio.fail_after(self._timeout):
                 for target in await self._address.resolve(self._lookup):
                     try:
-                        return await self._ask(target, path, kind)
+                        return await self._ask(target)
                     except httpx.TransportError as error:
                         what = type(error).__name__
                         failure = Unreachable(f"no daemon answers at {self._address.authority}: {what}")
@@ -101,9 +78,9 @@ class DaemonHttp:
             )
         raise failure
 
-    async def _ask(self, target: str, path: str, kind: type[T]) -> T:
+    async def _ask(self, target: str) -> Health:
         scheme, host = "https" if self._address.secure else "http", f"[{target}]" if ":" in target else target
-        url = f"{scheme}://{host}:{self._address.port}{path}"
+        url = f"{scheme}://{host}:{self._address.port}/api/health"
         tls = {"sni_hostname": self._address.host} if self._address.secure else {}
         async with self._client.stream("GET", url, extensions=tls) as answer:
             self._check(answer.status_code)
@@ -113,7 +90,7 @@ class DaemonHttp:
                 if len(body) > MAX_ANSWER:
                     raise Unreachable(f"what answers at {self._address.authority} is no daemon")
         try:
-            return decode(kind, bytes(body))
+            return decode(Health, bytes(body))
         except Undecodable:
             raise Unreachable(f"what answers at {self._address.authority} is no daemon") from None
 
@@ -122,8 +99,6 @@ class DaemonHttp:
         match status:
             case 200:
                 return
-            case 401:
-                raise AccessRefused("the daemon wants another password")
             case 403:
                 raise AccessRefused(
                     f"the daemon does not answer to the name {where}: add it to its PASEO_HOSTNAMES"

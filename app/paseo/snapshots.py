@@ -196,9 +196,3 @@ class Providers(Frame, frozen=True):
     """The whole list; also the payload of `providers_snapshot_update`."""
 
     entries: list[Provider] = msgspec.field(default_factory=list)
-
-
-class ModelList(Frame, frozen=True):
-    """A provider's models."""
-
-    models: list[Model] = msgspec.field(default_factory=list)

@@ -1,11 +1,13 @@
 """The Paseo adapter over a twin of the daemon; a trap's test carries its number."""
 
 import json
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from websockets.http11 import Request
 
 from app.backends.base import (
     Agent,
@@ -17,10 +19,12 @@ from app.backends.base import (
     Change,
     OpenAttempt,
     OutcomeUnknown,
+    Place,
     ProviderNotFound,
     SendFailed,
     Unsupported,
 )
+from app.backends.paseo import PaseoBackend
 from app.domain.events import Notice
 from app.domain.signals import (
     Config,
@@ -40,8 +44,10 @@ from app.domain.signals import (
     TurnStopped,
     TurnUnknown,
 )
+from app.paseo.dialing import Options
 from tests.backends.acp_house import PATIENCE, eventually, is_end, text
 from tests.backends.paseo_house import SPEED, of, paseo_backend, play, prompt, reports_until, spec
+from tests.paseo.scripted import QUICK, scripted_daemon
 from tests.paseo.twin import Twin
 
 pytestmark = pytest.mark.anyio
@@ -322,7 +328,30 @@ async def test_health_tells_the_version_and_what_is_wrong(tmp_path: Path) -> Non
         await eventually(lambda: not backend._client.link.is_up)
         health = await backend.health()
         assert not health.up
-        assert health.detail
+        assert health.detail is not None
+        assert "paseo daemon start" in health.detail
+
+
+async def test_health_tells_a_daemon_of_which_only_the_websocket_does_not_answer(tmp_path: Path) -> None:
+    """As behind a proxy that passes no upgrades, or after the daemon's greeting got stuck."""
+    place = Place(filesystem="shared", default_cwd=tmp_path, roots=[tmp_path])
+
+    def answer(request: Request) -> tuple[HTTPStatus, dict[str, str], str]:
+        if request.path == "/api/health":
+            return HTTPStatus.OK, {}, '{"status":"ok"}'
+        return HTTPStatus.BAD_GATEWAY, {}, ""
+
+    async with scripted_daemon(http=answer) as daemon, anyio.create_task_group() as tasks:
+        backend = PaseoBackend("paseo", daemon.url, None, place, "scripted", tasks, options=Options(**QUICK))
+        try:
+            health = await backend.health()
+        finally:
+            await backend.aclose()
+            tasks.cancel_scope.cancel()
+    assert not health.up
+    assert health.detail is not None
+    assert "502" in health.detail
+    assert "It answers over HTTP" in health.detail
 
 
 # Permissions
