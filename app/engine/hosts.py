@@ -66,6 +66,7 @@ class Hosts:
         events.on_stall.append(self._stall)
         database.wanted_here = self._want_here
         database.bell.watch_wanted(self._heard)
+        database.bell.watch_free(self._offered)
 
     @property
     def held(self) -> int:
@@ -111,6 +112,9 @@ class Hosts:
 
     def _heard(self, session: SessionKey | None) -> None:
         self._want(session)
+
+    def _offered(self) -> None:
+        self._claim.set()
 
     def _want(self, session: SessionKey | None) -> bool:
         if session is None:

@@ -19,11 +19,12 @@ from app.domain.ids import Seq, SessionKey
 
 CHANNEL = "alameda"
 """The NOTIFY channel. Payloads: internal ids joined by commas or `all` (something changed; `id:last` where a
-log grew to there), the same without numbers after a `!` (their hosts have something to do), or `keys` (an API
-key or ticket changed)."""
+log grew to there), the same without numbers after a `!` (their hosts have something to do), `free` (a session
+with something to do was handed back), or `keys` (an API key or ticket changed)."""
 
 EVERYTHING = "all"
 KEYS = "keys"
+FREE = "free"
 WANTED = "!"
 MAX_PAYLOAD = 7000
 """Bytes; PostgreSQL refuses 8,000. A longer list of ids says `all`."""
@@ -53,6 +54,7 @@ class Bell:
         self._watchers: set[Callable[[SessionKey | None], None]] = set()
         self._key_watchers: set[Callable[[], None]] = set()
         self._hosts: set[Callable[[SessionKey | None], None]] = set()
+        self._takers: set[Callable[[], None]] = set()
         self._heads: dict[SessionKey, Seq] = {}
         self.forgotten = 0
         """Grows whenever a head becomes unknown: what was asked before that is too old to tell one."""
@@ -96,6 +98,10 @@ class Bell:
     def watch_wanted(self, call: Callable[[SessionKey | None], None]) -> None:
         """Call `call` with each session whose host has something to do, with null if any may have."""
         self._hosts.add(call)
+
+    def watch_free(self, call: Callable[[], None]) -> None:
+        """Call `call` whenever a process has handed back a session that somebody should take."""
+        self._takers.add(call)
 
     def want(self, session: SessionKey | None) -> None:
         """Wake the session's host, if it is here."""
@@ -173,6 +179,9 @@ class Bell:
                 self._learn(session, last, True)
         elif payload == KEYS:
             for call in self._key_watchers:
+                call()
+        elif payload == FREE:
+            for call in self._takers:
                 call()
         elif payload.startswith(WANTED):
             for part in payload.removeprefix(WANTED).split(","):

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from app.domain.errors import DatabaseUnavailable
 from app.domain.ids import Seq, SessionKey
-from app.store.bell import CHANNEL, KEYS, WANTED, Bell, grown, payload
+from app.store.bell import CHANNEL, FREE, KEYS, WANTED, Bell, grown, payload
 
 log = structlog.get_logger(__name__)
 
@@ -292,6 +292,11 @@ def want_after_commit(db: AsyncSession, session: SessionKey) -> None:
     db.info.setdefault("wanted", set()).add(session)
 
 
+def offer_after_commit(db: AsyncSession) -> None:
+    """Have every process look for sessions that it could host, once `db` has committed."""
+    db.info["free"] = True
+
+
 def ring_keys_after_commit(db: AsyncSession) -> None:
     """Make every process look at the API keys again, once `db` has committed."""
     db.info["keys"] = True
@@ -303,6 +308,8 @@ def _notifications(db: AsyncSession) -> list[str]:
         lines.append(grown(ring))
     if wanted := db.info.get("wanted"):
         lines.append(WANTED + payload(sorted(wanted)))
+    if db.info.get("free"):
+        lines.append(FREE)
     if db.info.get("keys"):
         lines.append(KEYS)
     return lines

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from app.domain.ids import SessionKey
-from app.store.database import Database
+from app.store.database import Database, offer_after_commit
 from app.store.health import FRESH_S
 
 LEASE_S = 15.0
@@ -103,7 +103,7 @@ class Leases:
             return {Lease(SessionKey(key), generation) for key, generation in rows}
 
     async def release(self, lease: Lease, *, wanted: bool = False) -> None:
-        """Hand a session back; with `wanted`, to whoever takes it next."""
+        """Hand a session back; with `wanted`, to whoever takes it first: the others are rung."""
         async with self._database.begin() as db:
             await db.execute(
                 text("""
@@ -118,6 +118,8 @@ class Leases:
                     "wanted": wanted,
                 },
             )
+            if wanted:
+                offer_after_commit(db)
 
     async def take_everything(self) -> None:
         """Free every lease: only for a process that knows it is alone with this database."""

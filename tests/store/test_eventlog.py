@@ -235,6 +235,29 @@ async def test_p56_host_that_lost_its_lease_cannot_write_and_others_can(database
             await old.append(Lease(SessionKey(10**9), 1), said("nowhere"))
 
 
+async def test_whoever_hands_a_session_back_with_something_to_do_rings_for_a_taker(
+    database_address: Address,
+) -> None:
+    """Nobody waits for the poll; one that has nothing to do wakes nobody."""
+    async with opened(database_address) as old, opened(database_address, "two", listens=True) as new:
+        idle, busy = await old.hosted("idle"), await old.hosted("busy")
+        offered = anyio.Event()
+        taken: list[SessionKey] = []
+
+        def take() -> None:
+            taken.append(busy.session)
+            offered.set()
+
+        new.bell.watch_free(take)
+        await old.leases.release(idle)
+        await old.leases.release(busy, wanted=True)
+        with anyio.fail_after(PATIENCE):
+            await offered.wait()
+        assert taken == [busy.session]
+        (lease,) = await new.leases.claim(only=busy.session)
+        assert lease.generation == busy.generation + 1
+
+
 async def test_lease_that_runs_is_taken_by_nobody(database_address: Address) -> None:
     """Only one of many claims gets a session."""
     async with opened(database_address) as one, opened(database_address, "two") as two:
