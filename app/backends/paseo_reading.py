@@ -2,7 +2,7 @@
 
 from app.backends.paseo_telling import Sent, Teller
 from app.domain.events import Notice
-from app.domain.signals import Cursor, Gap
+from app.domain.signals import Cursor, Gap, HistoryTold
 from app.paseo import snapshots
 from app.paseo.client import PaseoClient
 from app.paseo.items import UserMessage
@@ -63,7 +63,7 @@ class Reader:
             words = "the provider gave nothing back of the session that was adopted"
             teller.put(None, (Notice(level="warning", code="import_empty", message=words),))
         teller.tells_history = False
-        teller.put(None, ())
+        teller.put(None, (HistoryTold(),))
 
     async def move_to_end(self) -> None:
         """Take the timeline's end as the position: nothing before it is told."""

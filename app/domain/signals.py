@@ -175,6 +175,11 @@ class ForeignActivity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryTold:
+    """The history of a session that was adopted has been told to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StillRunning:
     """A sign of life of the turn, from a backend that tells no more of it before its end."""
 
@@ -204,6 +209,7 @@ Signal: TypeAlias = (
     | LinkLost
     | LinkRestored
     | ForeignActivity
+    | HistoryTold
     | StillRunning
     | Gap
     | CompactionUpdated

@@ -13,6 +13,7 @@ from app.domain.signals import (
     AgentDied,
     Config,
     ForeignActivity,
+    HistoryTold,
     LinkRestored,
     Report,
     Signal,
@@ -99,6 +100,8 @@ class Relay:
                 if isinstance(signal, ForeignActivity):
                     self.foreign_busy = batch.foreign_busy = signal.busy
                     self.postponed_until = 0.0
+                if isinstance(signal, HistoryTold) or signal == ForeignActivity(busy=False):
+                    batch.add(None, Told(events=self._outside.close()))
                 if run is not None and report.attempt == run.attempt and self.may_repeat(signal, run):
                     await self.commit(batch)
                     batch = Batch()

@@ -42,6 +42,7 @@ from app.domain.sessions import PermissionPolicy
 from app.domain.signals import (
     AgentDied,
     ForeignActivity,
+    HistoryTold,
     LinkLost,
     LinkRestored,
     PermissionAsked,
@@ -200,7 +201,7 @@ class Run:
                     told.events.append(BackendReconnected())
                 self._link_is_down = False
                 self.regain(pending, told)
-            case ForeignActivity() | StillRunning():
+            case ForeignActivity() | HistoryTold() | StillRunning():
                 pass
             case _:
                 if isinstance(signal, Usage):

@@ -31,6 +31,7 @@ from app.domain.signals import (
     Cursor,
     ForeignActivity,
     Gap,
+    HistoryTold,
     LinkLost,
     LinkRestored,
     PermissionAsked,
@@ -203,8 +204,9 @@ async def test_an_adopted_session_without_history_says_so_and_an_unknown_one_is_
 ) -> None:
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
         agent = await backend.create(spec(tmp_path, provider_session_id="s-unknown"))
-        (notice,) = of(await reports_until(agent, lambda s: isinstance(s, Notice)), None)
+        notice, told = of(await reports_until(agent, lambda s: isinstance(s, HistoryTold)), None)
         assert isinstance(notice, Notice)
+        assert isinstance(told, HistoryTold)
         assert notice.code == "import_empty"
         with pytest.raises(BackendRejected, match="lost its words"):
             await backend.create(spec(tmp_path, "scripted-history", provider_session_id="s-nowhere"))

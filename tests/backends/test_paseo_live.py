@@ -558,3 +558,27 @@ async def test_a_cancel_that_found_no_link_is_made_good_before_the_next_prompt(
         again = await house.run("s", "say next", multitask_strategy="enqueue")
         assert (again["status"], again["output_text"]) == ("completed", "next"), again["error"]
         await close_all(house, stranger)
+
+
+async def test_a_session_of_the_provider_is_adopted_and_its_history_told_once(
+    database_url: str, folder: Path, stranger: PaseoClient
+) -> None:
+    """Its history, or that the provider gave nothing back: never neither, never both."""
+    async with live_house(database_url, folder) as house:
+        made = await opened(house, "old")
+        await house.run("old", "say one")
+        persistence = (await stranger.fetch_agent(made["agent_session_id"])).persistence
+        assert persistence is not None
+        body = {"agent": PROVIDER, "cwd": str(house.cwd), "provider_session_id": persistence.session_id}
+        assert (await house.client.delete("/v1/sessions/old")).status_code == 204
+        answer = await house.client.put("/v1/sessions/new", json=body)
+        assert (answer.status_code, answer.json()["opened"]) == (201, "imported")
+        assert (await house.run("new", "say two"))["output_text"] == "two"
+        answer = await house.client.put("/v1/sessions/new", json=body)
+        assert (answer.status_code, answer.json()["opened"]) == (200, "reused")
+    async with live_house(database_url, folder) as house:
+        assert (await house.run("new", "say three"))["output_text"] == "three"
+        log = await house.log("new")
+        is_empty = "import_empty" in [e["data"].get("code") for e in log if e["type"] == "notice"]
+        assert said(log, None) == ("" if is_empty else "one")
+        await close_all(house, stranger)

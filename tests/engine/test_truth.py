@@ -206,6 +206,17 @@ async def test_session_is_not_busy_for_ever_because_of_a_foreign_turn_that_ended
             assert answer.status_code == 202
 
 
+async def test_what_a_foreign_turn_said_is_completed_when_it_ends(database_url: str, folder: Path) -> None:
+    """Nobody has to wait for our next turn to know that the message is whole."""
+    async with daemon_house(database_url, folder) as (house, twin):
+        session = await house.ensure("s", agent="scripted")
+        await twin.prompt(session["agent_session_id"], "say theirs")
+        async with house.stream("/v1/sessions/s/events/stream") as stream:
+            frames = await stream.until("message.completed", 2)  # the prompt's and the answer's
+        assert frames[-1].data["data"]["text"] == "theirs"
+        assert frames[-1].data["turn_id"] is None
+
+
 async def test_queue_timeout_counts_while_the_agent_is_loaded(database_url: str, folder: Path) -> None:
     """`queue_timeout_s` until the start: a turn that starts later than that did not time out."""
     async with Twin() as twin:

@@ -92,6 +92,19 @@ async def test_an_adopted_session_has_its_history_once_and_goes_on(database_url:
         assert imports(twin) == 1
 
 
+async def test_an_adopted_history_leaves_no_message_open(database_url: str, folder: Path) -> None:
+    """Its last one is completed when the history ends, not when the next turn starts."""
+    async with daemon_house(database_url, folder) as (house, twin):
+        session = await known_session(house, twin, "say one")
+        await adopt(house, "new", session)
+        async with house.stream("/v1/sessions/new/events/stream") as stream:
+            frames = await stream.until("message.completed", 2)
+        assert [frame.data["data"]["text"] for frame in frames if frame.event == "message.completed"] == [
+            "say one",
+            "one",
+        ]
+
+
 async def test_closed_and_opened_again_it_tells_its_history_no_second_time(
     database_url: str, folder: Path
 ) -> None:
