@@ -23,7 +23,7 @@ from app.domain.errors import PathNotAllowed, RateLimited, UnsupportedByBackend
 from app.domain.ids import Owner, SessionId
 from app.engine.files import git_environment, read_regular
 from app.engine.paths import check_requested, lies_below
-from app.paseo.process import Finished, run
+from app.process import Finished, run
 from app.store import sessions
 from app.store.database import Database
 

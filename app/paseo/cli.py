@@ -22,7 +22,7 @@ from msgspec import Struct, field
 
 from app.paseo.address import Address
 from app.paseo.errors import NotSent, Refused, Timeout, Undecodable
-from app.paseo.process import Finished, TooMuchOutput, run
+from app.process import Finished, TooMuchOutput, run
 
 MAX_OUTPUT = 16 * 1024 * 1024
 """Bytes that one command may write."""
