@@ -28,7 +28,8 @@ from app.backends.base import (
     ProviderNotFound,
     Unsupported,
 )
-from app.backends.paseo_agent import PaseoAgent, put_away
+from app.backends.paseo_agent import PaseoAgent
+from app.backends.paseo_archiving import put_away
 from app.backends.paseo_following import Lost
 from app.backends.paseo_settling import Pace
 from app.backends.paseo_terminals import PaseoTerminals

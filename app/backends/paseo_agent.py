@@ -21,6 +21,7 @@ from app.backends.base import (
     SendFailed,
     Unsupported,
 )
+from app.backends.paseo_archiving import put_away
 from app.backends.paseo_asking import Asked
 from app.backends.paseo_following import Follower, Lost
 from app.backends.paseo_permissions import response_to
@@ -376,19 +377,3 @@ class PaseoAgent:
             return (await self._client.fetch_agent(self._id)).status == "running"
         except PaseoError:
             return self._teller.snapshot.status == "running"
-
-
-async def put_away(client: PaseoClient, agent_id: str) -> None:
-    """Archive an agent, with its process; one that is not there is no error.
-
-    Raises:
-        BackendRejected: the daemon refused.
-        BackendUnavailable: nobody knows whether it did.
-    """
-    try:
-        await client.archive(agent_id)
-    except errors.Refused as error:
-        if error.reason is not Reason.AGENT_NOT_FOUND:
-            raise BackendRejected(error.text) from None
-    except PaseoError as error:
-        raise BackendUnavailable(str(error)) from None

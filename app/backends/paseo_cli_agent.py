@@ -25,6 +25,7 @@ from app.backends.base import (
     SendFailed,
     Unsupported,
 )
+from app.backends.paseo_archiving import put_away
 from app.backends.paseo_translate import failure_words
 from app.domain.events import Delivered, ErrorCode, Notice
 from app.domain.signals import (
@@ -390,22 +391,6 @@ class PaseoCliAgent:
         self._is_released = True
         self._scope.cancel()
         self.reports.close()
-
-
-async def put_away(cli: PaseoCli, agent: str) -> None:
-    """Archive an agent; one that is archived already, or not there, is no error.
-
-    Raises:
-        BackendRejected: the daemon refused.
-        BackendUnavailable: nobody knows whether it did.
-    """
-    try:
-        await cli.archive(agent)
-    except Refused as error:
-        if error.reason is not Reason.AGENT_NOT_FOUND and "already archived" not in error.text:
-            raise BackendRejected(error.text) from None
-    except PaseoError as error:
-        raise BackendUnavailable(str(error)) from None
 
 
 def _cursor(text: str) -> Cursor:

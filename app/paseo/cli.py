@@ -223,8 +223,12 @@ class PaseoCli:
         await self._ask(Reloaded, "agent", "reload", arguments=[agent])
 
     async def archive(self, agent: str) -> None:
-        """Put an agent away, whatever it is doing."""
-        await self._ask(Archived, "archive", "--force", arguments=[agent])
+        """Put an agent away, whatever it is doing; one that is put away already stays so."""
+        try:
+            await self._ask(Archived, "archive", "--force", arguments=[agent])
+        except CommandRefused as refused:
+            if refused.code != "AGENT_ALREADY_ARCHIVED":
+                raise
 
     # How it is run.
 
