@@ -29,7 +29,8 @@ from app.backends.paseo_archiving import put_away
 from app.backends.paseo_cli_agent import CliPace, PaseoCliAgent
 from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
-from app.paseo.cli import Inspected, PaseoCli
+from app.paseo.cli import PaseoCli
+from app.paseo.cli_answers import Inspected
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused
 
 GREETING = "This only opens the session. Do nothing yet, and answer with one word: ready"

@@ -44,7 +44,8 @@ from app.domain.signals import (
 )
 from app.domain.text import shorten
 from app.paseo import activity
-from app.paseo.cli import Inspected, PaseoCli, Waited
+from app.paseo.cli import PaseoCli
+from app.paseo.cli_answers import Inspected, Waited
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused, Timeout, Undecodable, classify
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from app.paseo import activity
-from app.paseo.cli import WAITS, CommandRefused, PaseoCli
+from app.paseo.cli import WAITS, PaseoCli
+from app.paseo.cli_running import CommandRefused
 from app.paseo.errors import NotSent, Reason, Timeout, Undecodable
 from tests.backends.acp_house import eventually, is_gone
 from tests.paseo.command import fault, heard, stand_in

@@ -1,0 +1,79 @@
+"""What the `paseo` command answers, as far as we read it: what is not as documented is no answer."""
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+
+class Made(Struct, frozen=True, rename="camel"):
+    """An agent that was made, or adopted."""
+
+    agent_id: str
+    status: Literal["created", "running", "completed", "error", "permission", "timeout"]
+    provider: str
+    cwd: str
+
+
+class SentMessage(Struct, frozen=True, rename="camel"):
+    """A prompt that the daemon has taken."""
+
+    agent_id: str
+    status: Literal["sent"]
+
+
+class Waited(Struct, frozen=True, rename="camel"):
+    """How an agent stands; `error` also for one that is unknown."""
+
+    agent_id: str
+    status: Literal["idle", "timeout", "permission", "error"]
+    message: str | None = None
+
+
+class Inspected(Struct, frozen=True):
+    """An agent as it is stored; looking loads nothing."""
+
+    id: str = field(name="Id")
+    provider: str = field(name="Provider")
+    status: Literal["initializing", "idle", "running", "error", "closed"] = field(name="Status")
+    archived: bool = field(name="Archived")
+    cwd: str = field(name="Cwd")
+    model: str | None = field(name="Model", default=None)
+    mode: str | None = field(name="Mode", default=None)
+    thinking: str | None = field(name="Thinking", default=None)
+
+
+class Listed(Struct, frozen=True):
+    """An agent in the list."""
+
+    id: str
+    name: str
+    status: str
+
+
+class ListedProvider(Struct, frozen=True):
+    """A provider in the list."""
+
+    provider: str
+    status: str
+    label: str = ""
+    enabled: str = "Enabled"
+
+
+class Stopped(Struct, frozen=True, rename="camel"):
+    """How many turns were stopped."""
+
+    stopped_count: int
+
+
+class Archived(Struct, frozen=True, rename="camel"):
+    """An agent that was put away."""
+
+    agent_id: str
+    status: Literal["archived"]
+
+
+class Reloaded(Struct, frozen=True, rename="camel"):
+    """An agent whose process was started anew."""
+
+    agent_id: str
+    status: Literal["reloaded"]
