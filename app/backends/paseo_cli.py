@@ -26,7 +26,8 @@ from app.backends.base import (
     ProviderNotFound,
 )
 from app.backends.paseo_archiving import put_away
-from app.backends.paseo_cli_agent import CliPace, PaseoCliAgent
+from app.backends.paseo_cli_agent import PaseoCliAgent
+from app.backends.paseo_cli_following import CliPace
 from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
 from app.paseo.cli import PaseoCli

@@ -9,7 +9,7 @@ import anyio
 
 from app.backends.base import Place
 from app.backends.paseo_cli import PaseoCliBackend
-from app.backends.paseo_cli_agent import CliPace
+from app.backends.paseo_cli_following import CliPace
 from tests.paseo.command import stand_in
 
 QUICK = CliPace(look=0.0, greeting=20, wait=5, again=0.05)

@@ -19,7 +19,8 @@ from app.backends.base import (
     SendFailed,
 )
 from app.backends.paseo_cli import PaseoCliBackend
-from app.backends.paseo_cli_agent import CANNOT_ANSWER, PaseoCliAgent
+from app.backends.paseo_cli_agent import PaseoCliAgent
+from app.backends.paseo_cli_following import CANNOT_ANSWER
 from app.domain.events import Notice
 from app.domain.signals import (
     Cursor,

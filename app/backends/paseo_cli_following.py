@@ -1,0 +1,238 @@
+"""A turn behind the `paseo` command, seen to its end.
+
+The command tells neither which turn ended nor how: only that the agent is at rest, whose prompts stand in its
+log, and what followed them. So an end without an error is always `reconciled`, and where a prompt of somebody
+else's stands after ours, or the daemon was away, nobody can say how ours ended.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from app.backends.base import Reports
+from app.backends.paseo_translate import failure_words
+from app.domain.events import Delivered, ErrorCode, Notice
+from app.domain.signals import (
+    Cursor,
+    LinkLost,
+    LinkRestored,
+    Report,
+    Signal,
+    StillRunning,
+    TextDelta,
+    TurnBroke,
+    TurnEnd,
+    TurnEnded,
+    TurnStopped,
+    TurnUnknown,
+)
+from app.paseo import activity
+from app.paseo.cli import PaseoCli
+from app.paseo.cli_answers import Waited
+from app.paseo.errors import NotSent, PaseoError, Reason, Refused, classify
+
+log = structlog.get_logger(__name__)
+
+LOOKS = 3
+"""Looks for a prompt of which nobody knows whether it arrived, or for what came of it."""
+CANNOT_ANSWER = (
+    "the agent asked for a permission, which nobody can answer by the paseo command; it was stopped"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CliPace:
+    """Waits, in seconds; a test has shorter ones."""
+
+    look: float = 30.0
+    """Between two looks at a daemon that is up, each a process of its own; a third of it while it is down."""
+    greeting: int = 60
+    """For an agent to answer its greeting."""
+    wait: int = 20
+    """How long a command waits for a turn at a time: it ends by itself that soon if we are killed."""
+    again: float = 2.0
+    """Before a command that failed is tried again."""
+
+
+@dataclass
+class CliTurn:
+    """A prompt of ours that has not ended."""
+
+    attempt: str
+    text: str
+    is_sure: bool = False
+    """Whether the daemon has said that it started."""
+    was_told: bool = False
+    is_stopped: bool = False
+    """Whether the daemon has said that it stopped it for us, or was asked to and not heard."""
+    stopping: anyio.Event | None = None
+    """Set once a stop that was asked for has been answered: the turn may be seen at rest before that."""
+    was_running: bool = False
+    """Whether it was seen to run, after its host was gone."""
+
+
+class CliFollower:
+    """Follows one agent's turns; everything it finds goes into `reports`."""
+
+    def __init__(self, cli: PaseoCli, agent: str, tasks: TaskGroup, pace: CliPace) -> None:
+        self.reports = Reports()
+        self.turn: CliTurn | None = None
+        self.scope = anyio.CancelScope()
+        self.is_stale = False
+        """Whether the agent's process has to be started anew before the next prompt."""
+        self.seen: Cursor | None = None
+        """How far the agent's log was told, or passed over."""
+        self.is_behind = False
+        """Whether a turn's end could not be read: else the same prompt again would be taken for that one."""
+        self._cli = cli
+        self._id = agent
+        self._tasks = tasks
+        self._pace = pace
+
+    def follow_up(self, turn: CliTurn) -> None:
+        self.turn, self.scope = turn, anyio.CancelScope()
+        self._tasks.start_soon(self._follow, turn, self.scope, name=f"paseo-cli {self._id}")
+
+    async def _follow(self, turn: CliTurn, scope: anyio.CancelScope) -> None:
+        """See the turn to its end, whatever becomes of the way to the daemon."""
+        try:
+            with scope:
+                end = await self._end_of(turn)
+                await self.conclude(turn, end)
+        except Exception:  # its neighbours live on
+            log.exception("paseo_cli_agent_crashed")
+            self._over(turn, TurnBroke(code="internal_error", message="the adapter failed"))
+
+    async def _end_of(self, turn: CliTurn) -> TurnEnd | None:
+        """How the turn ended; null: without an error, as far as can be seen."""
+        if not turn.is_sure:
+            if not await self._arrived(turn):
+                delivered: Delivered = "yes" if turn.was_told else "unknown"
+                return TurnUnknown(cause="unobserved", delivered=delivered)
+            self.tell(turn.attempt, LinkRestored())
+        was_away, seen_running, looks = False, False, 0
+        while True:
+            try:
+                answer = await self._cli.wait(self._id, self._pace.wait)
+            except PaseoError as error:
+                if isinstance(error, Refused) and error.reason is Reason.AGENT_NOT_FOUND:
+                    return TurnUnknown(cause="backend_session_lost")
+                if not was_away:
+                    self.tell(turn.attempt, LinkLost(cause=str(error)))
+                was_away, seen_running = True, False
+                await anyio.sleep(self._pace.again)
+                continue
+            if answer.status == "timeout":
+                self.tell(turn.attempt, LinkRestored() if was_away else StillRunning())
+                was_away, seen_running = False, True
+                continue
+            if turn.stopping is not None:
+                await turn.stopping.wait()
+            if (was_away or turn.was_running) and not (seen_running or turn.is_stopped):
+                # A daemon that was started again says `idle` of a turn that died with it.
+                return TurnUnknown(cause="daemon_away" if was_away else "unobserved")
+            if answer.status == "idle" and not (turn.is_sure or turn.is_stopped) and looks < LOOKS:
+                looks += 1
+                if not await self._said(turn):  # it may start yet
+                    await anyio.sleep(self._pace.again)
+                    continue
+            return await self._judged(turn, answer)
+
+    async def _arrived(self, turn: CliTurn) -> bool:
+        """Whether the prompt stands in the agent's log."""
+        for look in range(LOOKS):
+            if look:
+                await anyio.sleep(self._pace.again)
+            if await self._said(turn) is not None:
+                return True
+        return False
+
+    async def _said(self, turn: CliTurn) -> str | None:
+        """What stands after the turn's prompt; null if it does not stand there, or cannot be read now."""
+        try:
+            return self._after_prompt(turn, await self._cli.logs(self._id))
+        except PaseoError as error:
+            log.info("paseo_cli_log_unread", error=type(error).__name__)
+            return None
+
+    async def _judged(self, turn: CliTurn, answer: Waited) -> TurnEnd | None:
+        if answer.status == "idle":
+            return TurnStopped() if turn.is_stopped else None
+        if answer.status == "permission":
+            await self.stop(turn)
+            return TurnBroke(code="backend_rejected", message=CANNOT_ANSWER)
+        words = answer.message or ""
+        code: ErrorCode = "provider_error"
+        match classify(words):
+            case Reason.AGENT_NOT_FOUND:
+                return TurnUnknown(cause="backend_session_lost")
+            case Reason.PROCESS_DEAD:
+                code, self.is_stale = "agent_process_dead", True
+            case _:
+                pass
+        return TurnStopped() if turn.is_stopped else TurnBroke(code=code, message=failure_words(words))
+
+    async def conclude(self, turn: CliTurn, end: TurnEnd | None) -> None:
+        """Tell what the agent said, then the end."""
+        try:
+            text = await self._cli.logs(self._id)
+        except PaseoError as error:
+            log.info("paseo_cli_log_unread", error=type(error).__name__)
+            message = "what the agent said could not be read"
+            self.tell(turn.attempt, Notice(level="warning", code="output_unread", message=message))
+            self.is_behind = True
+            self._over(turn, end or TurnEnded(stop_reason=None, reconciled=True))
+            return
+        said = self._after_prompt(turn, text)
+        if said is not None and (words := activity.words(said)):
+            self.tell(turn.attempt, TextDelta(text=words))
+        if said is not None and activity.is_followed(said) and not turn.is_stopped:
+            end = TurnUnknown(cause="foreign_prompt")  # what is shown is the end of that one
+        elif end is None and not (turn.is_sure or said):
+            end = TurnUnknown(cause="unobserved")
+        elif end is None:
+            end = TurnEnded(stop_reason=None, reconciled=True)
+        self.passed(text)
+        self._over(turn, end, position(text))
+
+    def _after_prompt(self, turn: CliTurn, text: str) -> str | None:
+        """What stands after the turn's prompt; null if that does not stand there."""
+        seen = self.seen
+        if seen is None:
+            return activity.answer_to(turn.text, text)
+        if position(text[: seen.seq]) == seen:
+            return activity.answer_to(turn.text, text[seen.seq :])
+        return activity.answer_to(turn.text, text, last=True)  # it was written anew
+
+    def _over(self, turn: CliTurn, end: TurnEnd, cursor: Cursor | None = None) -> None:
+        if self.turn is turn:
+            self.turn = None
+            self.tell(turn.attempt, end, cursor=cursor)
+
+    def tell(self, attempt: str | None, *signals: Signal, cursor: Cursor | None = None) -> None:
+        size = sum(len(one.text) for one in signals if isinstance(one, TextDelta))
+        self.reports.put_nowait(Report(attempt=attempt, signals=signals, cursor=cursor), size)
+
+    def passed(self, text: str) -> None:
+        self.seen = None if text.strip() == activity.NOTHING else position(text)
+
+    async def stop(self, turn: CliTurn) -> None:
+        turn.stopping = answered = anyio.Event()
+        was_stopped = True  # as far as anybody knows, until it is answered
+        try:
+            was_stopped = await self._cli.stop(self._id)
+        except PaseoError as error:
+            self.is_stale = True
+            was_stopped = not isinstance(error, NotSent | Refused)
+            log.info("paseo_cli_stop_failed", error=type(error).__name__)
+        finally:
+            turn.is_stopped |= was_stopped
+            answered.set()
+
+
+def position(text: str) -> Cursor:
+    """A position in a log: how long it was, and a name for what stood there."""
+    return Cursor(epoch=hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32], seq=len(text))
