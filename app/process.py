@@ -1,4 +1,8 @@
-"""One run of a command, from its start to its end: no shell, both pipes drained, its whole group ended."""
+"""One run of a command, from its start to its end: no shell, both pipes drained, its whole group ended.
+
+The command has ended when the process that was started has: children that it leaves behind are ended too,
+also those that hold its pipes. So nothing that is to live on may be started through here.
+"""
 
 import os
 import signal
@@ -11,7 +15,9 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 GRACE_S = 1.0
-"""Seconds that a command's processes have between SIGTERM and SIGKILL."""
+"""Seconds that a command's processes have between SIGTERM and SIGKILL, and its pipes to be read empty."""
+LOOK_S = 0.2
+"""Between two looks whether a command has ended whose pipes are still held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ async def run(
 ) -> Finished:
     """Run a command to its end. However this is left, nothing of its process group runs afterwards.
 
+    Its pipes are read to their end, or for `GRACE_S` more if a process that left the group still holds them.
     `most` bounds the bytes of standard output; of standard error only that many at the end are kept. With
     `cut`, what a command has written until it met a bound is its answer.
 
@@ -53,16 +60,17 @@ async def run(
         )
     assert process.stdout is not None and process.stderr is not None
     written = _Written(most)
-    finished = False
     try:
         with anyio.fail_after(deadline):
-            async with anyio.create_task_group() as draining:  # an unread pipe would block it
-                draining.start_soon(written.read, process.stdout, draining.cancel_scope)
-                draining.start_soon(written.read_tail, process.stderr)
+            async with anyio.create_task_group() as ending:
+                ending.start_soon(_end_what_is_left, process, ending.cancel_scope)
+                async with anyio.create_task_group() as draining:  # an unread pipe would block it
+                    draining.start_soon(written.read, process.stdout, draining.cancel_scope)
+                    draining.start_soon(written.read_tail, process.stderr)
+                ending.cancel_scope.cancel()
             if written.is_too_much:
                 raise TooMuchOutput
-            code = await process.wait()
-            finished = True
+            code = process.returncode if process.returncode is not None else await process.wait()
             return Finished(code, bytes(written.stdout), bytes(written.stderr))
     except (TimeoutError, TooMuchOutput):
         if not cut:
@@ -70,8 +78,7 @@ async def run(
         return Finished(None, bytes(written.stdout[:most]), bytes(written.stderr))
     finally:
         with anyio.CancelScope(shield=True):
-            if not finished:
-                await _end(process)
+            await _end(process)
             with anyio.move_on_after(GRACE_S):
                 await process.aclose()
 
@@ -98,6 +105,15 @@ class _Written:
         async for chunk in stream:
             self.stderr += chunk
             del self.stderr[: -self._most]
+
+
+async def _end_what_is_left(process: Process, ending: anyio.CancelScope) -> None:
+    """Once the command has ended: end what holds its pipes, and its reading soon after."""
+    while process.returncode is None:  # noqa: ASYNC110 - `wait` would wait for the pipes too
+        await anyio.sleep(LOOK_S)
+    await _end(process)
+    await anyio.sleep(GRACE_S)
+    ending.cancel()
 
 
 async def _end(process: Process) -> None:
