@@ -48,6 +48,7 @@ from app.engine.terminal_sweep import Sweeper
 from app.engine.terminals import Servers, Terminals
 from app.engine.turns import Turns
 from app.engine.watches import Watches
+from app.scratch import sweep
 from app.settings import KEY_PATTERN, BackendSettings, Settings, SettingsError, service_version
 from app.store.bell import Bell
 from app.store.database import Address, Database
@@ -149,6 +150,8 @@ class House:
 @asynccontextmanager
 async def open_house(settings: Settings, build: BuildRegistry | None = None) -> AsyncIterator[House]:
     """Every room, joined; what is entered last leaves first."""
+    if left := await anyio.to_thread.run_sync(sweep):
+        log.info("temporary_folders_removed", count=left)
     async with AsyncExitStack() as stack:
         postgres: EmbeddedPostgres | None = None
         if settings.database_url is None:

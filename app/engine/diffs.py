@@ -7,12 +7,10 @@ repository's own configuration it is only asked where things are and what HEAD n
 """
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 
 import anyio
 import anyio.to_thread
@@ -24,6 +22,7 @@ from app.domain.ids import Owner, SessionId
 from app.engine.files import git_environment, read_regular
 from app.engine.paths import check_requested, lies_below
 from app.process import Finished, run
+from app.scratch import Scratch
 from app.store import sessions
 from app.store.database import Database
 
@@ -117,8 +116,10 @@ async def _diff(cwd: str, place: Place) -> WorkingTreeDiff:
     until = anyio.current_time() + GIT_S * 0.9
     found = await _repository(cwd, place, until)
     base = found.head or EMPTY_TREE[found.format]
-    own = Path(await anyio.to_thread.run_sync(partial(_own_git_dir, found)))
+    scratch = await anyio.to_thread.run_sync(Scratch, "diff")
+    own = scratch.path
     try:
+        await anyio.to_thread.run_sync(_make_git_dir, own, found)
         env = {
             "GIT_DIR": str(own),
             "GIT_WORK_TREE": str(found.root),
@@ -130,7 +131,7 @@ async def _diff(cwd: str, place: Place) -> WorkingTreeDiff:
         shown = await _git([*_DIFF, "--patch", base, "--", "."], found.root, env, until, MAX_DIFF)
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(partial(rmtree, own, ignore_errors=True))
+            await anyio.to_thread.run_sync(scratch.remove)
     if listed.code not in (0, None) or shown.code not in (0, None):
         raise UnsupportedByBackend(detail="git cannot compare this working tree")
     return WorkingTreeDiff(
@@ -217,23 +218,17 @@ def _has_links(store: Path) -> bool:
     return False
 
 
-def _own_git_dir(found: _Repository) -> str:
-    """A git directory of ours (mode 0700) that has no configuration but the object format."""
-    own = Path(tempfile.mkdtemp(prefix="alameda-diff-"))
-    try:
-        for name in ("objects", "refs"):
-            (own / name).mkdir()
-        (own / "HEAD").write_text("ref: refs/heads/none\n")
-        version = 0 if found.format == "sha1" else 1
-        extension = "" if found.format == "sha1" else f"[extensions]\n\tobjectformat = {found.format}\n"
-        config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}"
-        (own / "config").write_text(config)
-        if _is_there(found.index):
-            (own / "index").write_bytes(_read(found.index, MAX_INDEX))
-    except BaseException:
-        rmtree(own, ignore_errors=True)
-        raise
-    return str(own)
+def _make_git_dir(own: Path, found: _Repository) -> None:
+    """Make it a git directory that has no configuration but the object format."""
+    for name in ("objects", "refs"):
+        (own / name).mkdir()
+    (own / "HEAD").write_text("ref: refs/heads/none\n")
+    version = 0 if found.format == "sha1" else 1
+    extension = "" if found.format == "sha1" else f"[extensions]\n\tobjectformat = {found.format}\n"
+    config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}"
+    (own / "config").write_text(config)
+    if _is_there(found.index):
+        (own / "index").write_bytes(_read(found.index, MAX_INDEX))
 
 
 def _is_there(path: Path) -> bool:

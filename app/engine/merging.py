@@ -5,8 +5,6 @@ and nothing that stands in their configuration (filters, drivers, hooks) is run.
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import DEVNULL
@@ -16,6 +14,7 @@ import anyio.to_thread
 import structlog
 
 from app.engine.files import git_environment, read_regular
+from app.scratch import Scratch
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +57,8 @@ async def _ask(root: str, other_root: str, paths: Sequence[str]) -> frozenset[st
     for number, ((head, _), one) in enumerate(zip(heads, (root, other_root), strict=True)):
         changes += await anyio.to_thread.run_sync(_changes, number, head, one, paths, abandon_on_cancel=True)
     hashing = "sha256" if len(heads[0][0]) == 64 else "sha1"
-    scratch = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, "", "alameda-merge-"))
+    folder = await anyio.to_thread.run_sync(Scratch, "merge")
+    scratch = folder.path
     try:
         await _git(scratch, "init", "-q", "--bare", "--template=", f"--object-format={hashing}")
         alternates = scratch / "objects" / "info" / "alternates"
@@ -75,7 +75,7 @@ async def _ask(root: str, other_root: str, paths: Sequence[str]) -> frozenset[st
         return frozenset(path for path in paths if path.encode() in conflicts)
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(shutil.rmtree, scratch, True)
+            await anyio.to_thread.run_sync(folder.remove)
 
 
 async def _head(root: str) -> tuple[str, str]:

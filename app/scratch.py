@@ -1,0 +1,81 @@
+"""Folders of ours in the temporary directory, and the end of those that a killed process left there.
+
+Whoever uses one holds a lock in it, which no child inherits and which falls with the process, however that
+ends.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from shutil import rmtree
+
+PREFIX = "alameda-"
+_NAME = re.compile(PREFIX + r"(diff|merge|paseo)-[a-z0-9_]{8}")
+_LOCK = ".in-use"
+
+
+class Scratch:
+    """A folder that only its user may read (mode 0700), from now until `remove`. Every call blocks."""
+
+    def __init__(self, purpose: str) -> None:
+        """Make one; `purpose` shows in its name.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        assert _NAME.fullmatch(f"{PREFIX}{purpose}-12345678"), "nobody would remove it"
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
+            try:
+                self._lock = _lock(self.path / _LOCK, make=True)
+                return
+            except FileNotFoundError:  # swept before it was locked
+                continue
+            except BaseException:
+                rmtree(self.path, ignore_errors=True)
+                raise
+
+    def remove(self) -> None:
+        """Remove it, with whatever is in it; may be called again."""
+        rmtree(self.path, ignore_errors=True)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+
+def sweep() -> int:
+    """Remove the folders that nobody uses any more; how many those were. Blocks."""
+    removed = 0
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name) is None or not entry.is_dir(follow_symlinks=False):
+                continue
+            with suppress(OSError):  # in use, or gone by itself
+                if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                    continue
+                lock = _lock(Path(entry.path) / _LOCK)
+                rmtree(entry.path, ignore_errors=True)
+                os.close(lock)
+                removed += 1
+    return removed
+
+
+def _lock(path: Path, *, make: bool = False) -> int:
+    """Take the lock of a folder.
+
+    Raises:
+        FileNotFoundError: there is none, or not any more.
+        OSError: somebody else holds it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if make else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink == 0:  # it was removed between the opening and the locking
+            raise FileNotFoundError(path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
