@@ -32,6 +32,7 @@ from app.domain.signals import (
 from app.paseo import activity
 from app.paseo.cli import PaseoCli
 from app.paseo.cli_answers import Waited
+from app.paseo.cli_running import NoSeat
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused, classify
 
 log = structlog.get_logger(__name__)
@@ -117,6 +118,8 @@ class CliFollower:
         while True:
             try:
                 answer = await self._cli.wait(self._id, self._pace.wait)
+            except NoSeat:  # it says nothing about the daemon
+                continue
             except PaseoError as error:
                 if isinstance(error, Refused) and error.reason is Reason.AGENT_NOT_FOUND:
                     return TurnUnknown(cause="backend_session_lost")

@@ -21,7 +21,7 @@ from app.paseo.cli_answers import (
     Stopped,
     Waited,
 )
-from app.paseo.cli_running import CommandRefused, CommandRunner
+from app.paseo.cli_running import CommandRefused, CommandRunner, in_time
 from app.paseo.errors import Undecodable
 
 WAITS = 12
@@ -29,6 +29,8 @@ WAITS = 12
 not wait."""
 CALL_S = 30.0
 """Seconds that a command gets which only asks or tells."""
+CROWDED_S = 5
+"""Seconds of a single wait while other turns are to be waited for as well: each has its look in time."""
 MARGIN_S = 15.0
 """Seconds that a waiting command gets beyond what it was told to wait."""
 
@@ -58,7 +60,7 @@ class PaseoCli:
         """Remove what lies on disk."""
         await self._runner.aclose()
 
-    async def agents(self, *, archived: bool = False, deadline: float = CALL_S) -> list[Listed]:
+    async def agents(self, *, archived: bool = False, deadline: float | None = None) -> list[Listed]:
         """The daemon's agents, whoever made them."""
         return await self._ask(list[Listed], "ls", *(["-a"] if archived else []), deadline=deadline)
 
@@ -88,10 +90,18 @@ class PaseoCli:
             )
 
     async def wait(self, agent: str, seconds: int) -> Waited:
-        """Wait until the agent is at rest or asks something, or so long."""
-        async with self._waiting:
+        """Wait until the agent is at rest or asks something, or so long; shorter while others want to."""
+        deadline = seconds + MARGIN_S
+        until = anyio.current_time() + deadline
+        async with in_time(self._waiting, deadline / 2):
+            if self._waiting.statistics().tasks_waiting:
+                seconds = min(seconds, CROWDED_S)
             return await self._ask(
-                Waited, "wait", f"--timeout={seconds}", arguments=[agent], deadline=seconds + MARGIN_S
+                Waited,
+                "wait",
+                f"--timeout={seconds}",
+                arguments=[agent],
+                deadline=until - anyio.current_time(),
             )
 
     async def logs(self, agent: str) -> str:
@@ -118,17 +128,17 @@ class PaseoCli:
                 raise
 
     async def _ask(
-        self, shape: type[T], *words: str, arguments: Sequence[str] = (), deadline: float = CALL_S
+        self, shape: type[T], *words: str, arguments: Sequence[str] = (), deadline: float | None = None
     ) -> T:
         """The answer of a command.
 
         Raises:
-            NotSent: nothing happened: it could not be started, or found no daemon.
+            NotSent: nothing happened: it was not started, if only for want of a seat, or found no daemon.
             Timeout: it did not end in time, or was ended by somebody: the outcome is unknown.
             CommandRefused: it failed.
             Undecodable: it ended well, and what it says is not as documented.
         """
-        done = await self._runner.run([*words, "--json"], arguments, deadline)
+        done = await self._runner.run([*words, "--json"], arguments, deadline or CALL_S)
         if done.code != 0:
             raise self._runner.refused(done)
         try:

@@ -5,9 +5,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from urllib.parse import quote
 
 import anyio
@@ -18,14 +16,17 @@ from msgspec import Struct
 from app.paseo.address import Address
 from app.paseo.errors import NotSent, Refused, Timeout, Undecodable
 from app.process import Finished, TooMuchOutput, run
+from app.scratch import Scratch
 
 MAX_OUTPUT = 16 * 1024 * 1024
 """Bytes that one command may write."""
 AT_ONCE = 16
-"""Commands that run at the same time; each is a Node process. The others wait their turn."""
+"""Commands that run at the same time; each is a Node process. The others wait for a seat."""
 MAX_WORDS = 2000
 """Characters of an error that are kept."""
 
+_WAY = ("config.json", "paseo.pid")
+"""Files in its home by which the command finds a daemon on this machine."""
 _FAILED_TO = re.compile(r"Failed to [a-z ()]+: ")
 
 
@@ -44,6 +45,27 @@ class CommandRefused(Refused):
     def __init__(self, text: str, code: str | None = None) -> None:
         super().__init__(_FAILED_TO.sub("", text, count=1))
         self.code = code
+
+
+class NoSeat(NotSent):
+    """Too many commands were running, for too long: this one was not started."""
+
+
+@asynccontextmanager
+async def in_time(seats: anyio.Semaphore, seconds: float) -> AsyncIterator[None]:
+    """One of the seats.
+
+    Raises:
+        NoSeat: none became free in time.
+    """
+    with anyio.move_on_after(seconds) as waiting:
+        await seats.acquire()
+    if waiting.cancelled_caught:
+        raise NoSeat(f"too many paseo commands are running: none could be started within {seconds:g} s")
+    try:
+        yield
+    finally:
+        seats.release()
 
 
 class CommandRunner:
@@ -71,24 +93,50 @@ class CommandRunner:
             self._env["PASEO_HOST"] = _host(url, password)
         elif password is not None:
             raise ValueError("a password for the paseo command needs the daemon's url")
-        self._has_own_home = "PASEO_HOME" in env
-        self._folder: Path | None = None
+        self._home = Path(
+            self._env.get("PASEO_HOME") or Path(self._env.get("HOME", "~"), ".paseo").expanduser()
+        )
+        self._is_closed = False
+        self._folder: Scratch | None = None
+        self._making = anyio.Lock()
         self._seats = list(range(AT_ONCE))
         self._limit = anyio.Semaphore(AT_ONCE)
+        self._running: set[anyio.CancelScope] = set()
 
     async def aclose(self) -> None:
-        """Remove what lies on disk."""
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            await anyio.to_thread.run_sync(partial(rmtree, folder, ignore_errors=True))
+        """End what runs, and remove what lies on disk; from now on nothing is run."""
+        self._is_closed = True
+        for scope in self._running:
+            scope.cancel()
+        for _ in range(AT_ONCE):  # a command that still ran would make its home again
+            await self._limit.acquire()
+        if self._folder is not None:
+            await anyio.to_thread.run_sync(self._folder.remove)
 
     async def run(self, words: Sequence[str], arguments: Sequence[str], deadline: float) -> Finished:
+        """Run one command; half of its time at most goes by while it waits for a seat.
+
+        Raises:
+            NoSeat: it had none in time; nothing was started.
+            NotSent: it could not be started.
+            Timeout: it did not end in time, or was ended with the backend: the outcome is unknown.
+            Undecodable: it wrote too much.
+        """
         argv = [*self._command, *words, *(["--", *arguments] if arguments else [])]
         if any("\0" in part for part in argv):
             raise NotSent("a NUL cannot be passed to the paseo command")
+        until = anyio.current_time() + deadline
         try:
-            async with self._seat() as env:
-                return await run(argv, env=env, deadline=deadline, most=MAX_OUTPUT)
+            async with in_time(self._limit, deadline / 2), self._seat() as env:
+                with anyio.CancelScope() as scope:
+                    self._running.add(scope)
+                    try:
+                        return await run(
+                            argv, env=env, deadline=until - anyio.current_time(), most=MAX_OUTPUT
+                        )
+                    finally:
+                        self._running.remove(scope)
+            raise Timeout(f"paseo {words[0]} was ended with the backend")
         except TimeoutError:  # an OSError itself
             raise Timeout(f"paseo {words[0]} did not end within {deadline:g} s") from None
         except OSError as error:
@@ -100,35 +148,46 @@ class CommandRunner:
     async def _seat(self) -> AsyncIterator[dict[str, str]]:
         """An environment that no other command has at this moment.
 
-        The command takes its client's id from its home, and two with one id hear each other's answers.
+        The command takes its client's id from its home, and two with one id hear each other's answers. What
+        else it may read there, the way to its daemon, is the operator's.
         """
-        async with self._limit:
-            seat = self._seats.pop()
-            try:
-                if self._has_own_home:
-                    yield self._env
-                else:
-                    home = await self._own_folder(f"home-{seat}")
-                    yield {**self._env, "PASEO_HOME": str(home)}
-            finally:
-                self._seats.append(seat)
+        seat = self._seats.pop()
+        try:
+            home = await self._own_folder(f"home-{seat}", *() if "PASEO_HOST" in self._env else _WAY)
+            yield {**self._env, "PASEO_HOME": str(home)}
+        finally:
+            self._seats.append(seat)
 
-    async def _own_folder(self, name: str) -> Path:
-        def make() -> Path:
+    async def _own_folder(self, name: str, *links: str) -> Path:
+        """A folder of ours, with links to those files of the command's own home."""
+        async with self._making:
+            if self._is_closed:
+                raise NotSent("the backend is closed")
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="alameda-paseo-"))
-            folder = self._folder / name
-            folder.mkdir(mode=0o700, exist_ok=True)
+                self._folder = await anyio.to_thread.run_sync(Scratch, "paseo")
+            folder = self._folder.path / name
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                for link in links:
+                    (folder / link).symlink_to(self._home / link)
             return folder
-
-        return await anyio.to_thread.run_sync(make)
 
     @asynccontextmanager
     async def file(self, text: str) -> AsyncIterator[Path]:
+        """A file with a text, as long as the command reads it.
+
+        Raises:
+            NotSent: it cannot be written.
+        """
+
         def write() -> Path:
             descriptor, name = tempfile.mkstemp(dir=folder, prefix="prompt-")  # exclusive, mode 0600
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode(errors="replace"))
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(text.encode(errors="replace"))
+            except BaseException:  # a disk that is full
+                Path(name).unlink(missing_ok=True)
+                raise
             return Path(name)
 
         try:

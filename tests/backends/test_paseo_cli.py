@@ -73,10 +73,12 @@ def called(folder: Path, verb: str) -> int:
     return sum(call["argv"][0] == verb for call in heard(folder))
 
 
-def stranger(folder: Path) -> PaseoCli:
-    """Another user of the command, on the same daemon."""
+async def prompted_by_a_stranger(folder: Path, session: str, text: str) -> None:
+    """A prompt of another user of the command, on the same daemon."""
     command, env = stand_in(folder)
-    return PaseoCli(command, env={**env, "PASEO_HOME": str(folder)})
+    stranger = PaseoCli(command, env=env)
+    await stranger.send(session, text)
+    await stranger.aclose()
 
 
 def last_cursor(reports: list[Report]) -> Cursor:
@@ -186,7 +188,7 @@ async def test_a_permission_that_nobody_can_answer_ends_the_turn_and_allows_noth
 async def test_a_prompt_never_ends_somebody_elses_turn(tmp_path: Path) -> None:
     async with cli_backend(tmp_path) as backend:
         agent = await made(backend, tmp_path)
-        await stranger(tmp_path).send(agent.state.session, "sleep 600000")
+        await prompted_by_a_stranger(tmp_path, agent.state.session, "sleep 600000")
         with pytest.raises(SendFailed) as refused:
             await agent.prompt(prompt("a-1", "say mine"))
         assert (refused.value.delivered, refused.value.retriable) == ("no", True)
@@ -197,7 +199,7 @@ async def test_nobody_knows_how_a_turn_ended_that_somebody_else_prompted_over(tm
     async with cli_backend(tmp_path) as backend:
         agent = await made(backend, tmp_path)
         await agent.prompt(prompt("a-1", "say mine", "sleep 600000"))
-        await stranger(tmp_path).send(agent.state.session, "say theirs")
+        await prompted_by_a_stranger(tmp_path, agent.state.session, "say theirs")
         assert (await until(agent, is_end))[-1] == TurnUnknown(cause="foreign_prompt")
 
 

@@ -3,15 +3,19 @@
 import os
 import stat
 import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from app.paseo import activity
 from app.paseo.cli import WAITS, PaseoCli
-from app.paseo.cli_running import CommandRefused
+from app.paseo.cli_running import AT_ONCE, CommandRefused, NoSeat
 from app.paseo.errors import NotSent, Reason, Timeout, Undecodable
 from tests.backends.acp_house import eventually, is_gone
 from tests.paseo.command import fault, heard, stand_in
@@ -110,6 +114,7 @@ async def test_where_nothing_answers_nothing_was_sent(cli: PaseoCli, tmp_path: P
     missing = PaseoCli([str(tmp_path / "no-such-command")], env={})
     with pytest.raises(NotSent, match="cannot be started: No such file"):
         await missing.agents()
+    await missing.aclose()
 
 
 async def test_t20_the_password_shows_neither_in_a_list_of_processes_nor_in_an_error(tmp_path: Path) -> None:
@@ -142,6 +147,82 @@ async def test_p77_commands_at_the_same_time_are_different_clients(cli: PaseoCli
     assert len(set(homes)) == WAITS
     assert {stat.S_IMODE(os.stat(home).st_mode) for home in homes} == {0o700}
     assert len(waits) == WAITS + 2
+
+
+SLEEPER = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)", "--")
+
+
+async def test_a_call_that_finds_no_seat_in_time_was_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its deadline it waits; then nothing was started, and it says so."""
+    monkeypatch.setattr("app.paseo.cli.CALL_S", 0.4)
+    full = PaseoCli(SLEEPER, env={})
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.start_soon(partial(full.agents, deadline=60))
+            await eventually(lambda: len(psutil.Process().children()) >= AT_ONCE)
+            before = time.monotonic()
+            with pytest.raises(NoSeat, match="too many paseo commands"):
+                await full.send("a", "text")
+            assert time.monotonic() - before < 0.4
+            tasks.cancel_scope.cancel()
+    await full.aclose()
+
+
+async def test_waits_leave_seats_for_what_must_not_wait(cli: PaseoCli, tmp_path: Path) -> None:
+    """A wait that has no seat of its kind says so; a prompt has one."""
+    agent = await made(cli)
+    await cli.send(agent, "sleep 600000")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(WAITS):
+            tasks.start_soon(cli.wait, agent, 600)
+        await eventually(lambda: sum(call["argv"][0] == "wait" for call in heard(tmp_path)) > WAITS)
+        with pytest.raises(NoSeat):
+            await cli.wait(agent, -14)  # a deadline of one second
+        assert (await cli.inspect(agent)).status == "running"
+        tasks.cancel_scope.cancel()
+
+
+async def test_once_closed_nothing_runs_and_nothing_lies_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran is ended, with an outcome that nobody knows; what comes later is not started."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = PaseoCli(SLEEPER, env={})
+    async with anyio.create_task_group() as tasks:
+
+        async def prompted() -> None:
+            with pytest.raises(Timeout):
+                await one.send("a", "text")
+
+        tasks.start_soon(prompted)
+        await eventually(lambda: list(tmp_path.glob("alameda-paseo-*/prompts/prompt-*")) != [])
+        await one.aclose()
+    with pytest.raises(NotSent):
+        await one.send("a", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_its_own_home_shows_each_command_the_way_to_the_daemon(tmp_path: Path) -> None:
+    """But no command the client's id of another one (P77)."""
+    command, env = stand_in(tmp_path)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.json").write_text("{}")
+    (home / "cli-client-id").write_text("cid_operator")
+    for given in ({"PASEO_HOME": str(home)}, {"HOME": str(tmp_path)}):
+        if "HOME" in given:
+            home.rename(tmp_path / ".paseo")
+        one = PaseoCli(command, env={**env, **given})
+        await one.agents()
+        assert heard(tmp_path)[-1]["finds"] == ["config.json"]
+        await one.aclose()
+    addressed = PaseoCli(command, env={**env, "HOME": str(tmp_path)}, url="http://127.0.0.1:6767")
+    await addressed.agents()
+    assert heard(tmp_path)[-1]["finds"] == []
+    await addressed.aclose()
 
 
 async def hanging(tmp_path: Path) -> list[int]:
