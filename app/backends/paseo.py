@@ -31,6 +31,7 @@ from app.backends.base import (
 from app.backends.paseo_agent import PaseoAgent
 from app.backends.paseo_archiving import put_away
 from app.backends.paseo_following import Lost
+from app.backends.paseo_labels import KEY_LABEL, ORIGIN
 from app.backends.paseo_settling import Pace
 from app.backends.paseo_terminals import PaseoTerminals
 from app.backends.paseo_translate import failure_words
@@ -43,9 +44,6 @@ from app.paseo.errors import PaseoError, Reason
 from app.paseo.http import DaemonHttp
 from app.paseo.versions import support
 
-KEY_LABEL = "alameda_key"
-"""The label by which an agent of ours is found again; the others are for people."""
-ORIGIN = {"origin": "alameda"}
 CURE = "Start the daemon (`paseo daemon start`), or set PASEO_URL, or the backend's url in alameda.toml"
 """What helps where nothing answers; a refusal says itself what to change."""
 CURE_BETWEEN = "It answers over HTTP: have whatever stands between let WebSockets through, or restart it"

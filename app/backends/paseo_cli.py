@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import anyio
 from anyio.abc import TaskGroup
 
 from app.backends.base import (
@@ -27,7 +28,8 @@ from app.backends.base import (
 )
 from app.backends.paseo_archiving import put_away
 from app.backends.paseo_cli_agent import PaseoCliAgent
-from app.backends.paseo_cli_following import CliPace
+from app.backends.paseo_cli_following import LOOKS, CliPace
+from app.backends.paseo_labels import KEY_LABEL, ORIGIN
 from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
 from app.paseo.cli import PaseoCli
@@ -41,7 +43,7 @@ CURE = "Start the daemon (`paseo daemon start`), or set command, url or env of t
 LOOK_S = 5.0
 """Seconds that a look at the daemon may take."""
 NAME_MAX = 100
-"""Characters of a caller's title that go into an agent's name."""
+"""Characters of a caller's title that become an agent's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class PaseoCliBackend:
     async def _look(self) -> _Seen:
         started = time.monotonic()
         try:
-            await self._cli.agents(deadline=LOOK_S)
+            await self._cli.look(LOOK_S)
         except NotSent as error:
             return _Seen(started, Health(up=False, detail=f"{error}. {CURE}"))
         except PaseoError as error:
@@ -127,12 +129,16 @@ class PaseoCliBackend:
 
     async def create(self, spec: AgentSpec) -> Agent:
         """Make an agent by greeting it; what it answers to that is not told."""
+        labels = [f"{key}={value}" for key, value in ORIGIN.items()] + [_label(spec)]
         try:
             if spec.provider_session_id is not None:
-                made = await self._cli.adopt(spec.provider_session_id, provider=spec.provider, cwd=spec.cwd)
+                made = await self._cli.adopt(
+                    spec.provider_session_id, provider=spec.provider, cwd=spec.cwd, labels=labels
+                )
             else:
+                title = spec.title[:NAME_MAX] if spec.title else None
                 made = await self._cli.start(
-                    GREETING, provider=spec.provider, cwd=spec.cwd, title=_name(spec)
+                    GREETING, provider=spec.provider, cwd=spec.cwd, title=title, labels=labels
                 )
         except PaseoError as error:
             raise _not_made(error) from None
@@ -159,15 +165,14 @@ class PaseoCliBackend:
             raise BackendRejected(failure_words(answer.message or ""))
 
     async def find(self, spec: AgentSpec) -> Agent | None:
-        """The agent whose name ends with the key. An adopted one has no such name, so nobody can tell."""
-        if spec.provider_session_id is not None:
-            raise BackendRejected(
-                "the import was not answered: look with `paseo ls`, archive what it made, and ensure again"
-            )
+        """The agent of that label; it may still be in the making. No other client's has one like it."""
         try:
-            for one in await self._cli.agents(archived=True):
-                if one.name.endswith(_mark(spec)):
-                    await self._greeted(one.id)
+            for look in range(LOOKS):
+                if look:
+                    await anyio.sleep(self._pace.again)
+                for one in await self._cli.labelled(_label(spec)):
+                    if spec.provider_session_id is None:
+                        await self._greeted(one.id)
                     return await self._held(await self._loaded(one.id), spec, None, None)
         except PaseoError as error:
             raise BackendUnavailable(str(error)) from None
@@ -217,13 +222,8 @@ class PaseoCliBackend:
         await self._cli.aclose()
 
 
-def _mark(spec: AgentSpec) -> str:
-    return f"[{spec.creation_key}]"
-
-
-def _name(spec: AgentSpec) -> str:
-    """A name for people that ends with the key by which the agent is found again."""
-    return f"{(spec.title or 'Alameda')[:NAME_MAX]} {_mark(spec)}"
+def _label(spec: AgentSpec) -> str:
+    return f"{KEY_LABEL}={spec.creation_key}"
 
 
 def _not_made(error: PaseoError) -> BackendError:

@@ -62,10 +62,10 @@ class PaseoCliAgent:
         Raises:
             PaseoError: the log cannot be read.
         """
-        text = await self._cli.logs(self._id)
+        text = await self._cli.talk(self._id)
         if attempt is None:
             self._follower.passed(text)
-            history = self._history(text) if tells_history else ()
+            history = self._history(await self._cli.logs(self._id)) if tells_history else ()
             self._follower.tell(None, *history, cursor=position(text))
             return
         self._follower.seen = cursor
@@ -114,7 +114,7 @@ class PaseoCliAgent:
                 await self._cli.reload(self._id)
                 self._follower.is_stale, reached = False, None
             if self._follower.is_behind:
-                self._follower.passed(await self._cli.logs(self._id))
+                self._follower.passed(await self._cli.talk(self._id))
                 self._follower.is_behind = False
             if reached is not None and time.monotonic() - reached[0] < FRESH_S:
                 found = reached[1]

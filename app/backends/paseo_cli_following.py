@@ -67,6 +67,8 @@ class CliTurn:
     is_sure: bool = False
     """Whether the daemon has said that it started."""
     was_told: bool = False
+    failure: str | None = None
+    """What the daemon said of it, if it failed."""
     is_stopped: bool = False
     """Whether the daemon has said that it stopped it for us, or was asked to and not heard."""
     stopping: anyio.Event | None = None
@@ -156,7 +158,7 @@ class CliFollower:
     async def _said(self, turn: CliTurn) -> str | None:
         """What stands after the turn's prompt; null if it does not stand there, or cannot be read now."""
         try:
-            return self._after_prompt(turn, await self._cli.logs(self._id))
+            return self._after_prompt(turn, await self._cli.talk(self._id))
         except PaseoError as error:
             log.info("paseo_cli_log_unread", error=type(error).__name__)
             return None
@@ -167,7 +169,7 @@ class CliFollower:
         if answer.status == "permission":
             await self.stop(turn)
             return TurnBroke(code="backend_rejected", message=CANNOT_ANSWER)
-        words = answer.message or ""
+        words = turn.failure = answer.message or ""
         code: ErrorCode = "provider_error"
         match classify(words):
             case Reason.AGENT_NOT_FOUND:
@@ -181,7 +183,7 @@ class CliFollower:
     async def conclude(self, turn: CliTurn, end: TurnEnd | None) -> None:
         """Tell what the agent said, then the end."""
         try:
-            text = await self._cli.logs(self._id)
+            text, whole = await self._read()
         except PaseoError as error:
             log.info("paseo_cli_log_unread", error=type(error).__name__)
             message = "what the agent said could not be read"
@@ -190,8 +192,9 @@ class CliFollower:
             self._over(turn, end or TurnEnded(stop_reason=None, reconciled=True))
             return
         said = self._after_prompt(turn, text)
-        if said is not None and (words := activity.words(said)):
-            self.tell(turn.attempt, TextDelta(text=words))
+        if said is not None and (words := activity.words(said, failure=turn.failure)):
+            shown = activity.answer_to(turn.text, whole, last=True)
+            self.tell(turn.attempt, TextDelta(text=activity.parted(words, shown or "")))
         if said is not None and activity.is_followed(said) and not turn.is_stopped:
             end = TurnUnknown(cause="foreign_prompt")  # what is shown is the end of that one
         elif end is None and not (turn.is_sure or said):
@@ -200,6 +203,32 @@ class CliFollower:
             end = TurnEnded(stop_reason=None, reconciled=True)
         self.passed(text)
         self._over(turn, end, position(text))
+
+    async def _read(self) -> tuple[str, str]:
+        """The agent's talk, and with it all that it did, if that can be read as well.
+
+        Raises:
+            PaseoError: not even the talk can be read.
+        """
+        told: list[str] = []
+        errors: list[PaseoError] = []
+
+        async def read_talk() -> None:
+            try:
+                told.append(await self._cli.talk(self._id))
+            except PaseoError as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as reading:  # each takes its seconds
+            reading.start_soon(read_talk)
+            try:
+                whole = await self._cli.logs(self._id)
+            except PaseoError as error:
+                log.info("paseo_cli_log_unread", error=type(error).__name__)
+                whole = ""
+        if errors:
+            raise errors[0]
+        return told[0], whole
 
     def _after_prompt(self, turn: CliTurn, text: str) -> str | None:
         """What stands after the turn's prompt; null if that does not stand there."""

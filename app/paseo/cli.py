@@ -5,7 +5,7 @@ that failed or asks, so each answer's own `status` is read. What is not as docum
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import anyio
 import msgspec
@@ -22,7 +22,7 @@ from app.paseo.cli_answers import (
     Waited,
 )
 from app.paseo.cli_running import CommandRefused, CommandRunner, in_time
-from app.paseo.errors import Undecodable
+from app.paseo.errors import Reason, Timeout, Undecodable
 
 WAITS = 12
 """Of the commands that run at the same time, the most that wait for turns: the other seats are for what must
@@ -60,27 +60,39 @@ class PaseoCli:
         """Remove what lies on disk."""
         await self._runner.aclose()
 
-    async def agents(self, *, archived: bool = False, deadline: float | None = None) -> list[Listed]:
-        """The daemon's agents, whoever made them."""
-        return await self._ask(list[Listed], "ls", *(["-a"] if archived else []), deadline=deadline)
+    async def look(self, deadline: float) -> None:
+        """See that there is a daemon which answers."""
+        await self._ask(list[Listed], "ls", deadline=deadline)
+
+    async def labelled(self, label: str) -> list[Listed]:
+        """The agents with a label (`key=value`), also those that were put away."""
+        return await self._ask(list[Listed], "ls", "-a", f"--label={label}")
 
     async def providers(self) -> list[ListedProvider]:
-        """What the daemon can run."""
-        return await self._ask(list[ListedProvider], "provider", "ls")
+        """What the daemon can run. Where it finds none, the command makes up a list: that is none."""
+        found = await self._ask(list[ListedProvider], "provider", "ls")
+        await self.look(CALL_S)
+        return found
 
-    async def start(self, text: str, *, provider: str, cwd: str, title: str) -> Made:
+    async def start(
+        self, text: str, *, provider: str, cwd: str, title: str | None, labels: Sequence[str] = ()
+    ) -> Made:
         """Make an agent, which needs a first prompt here; `text` shows in the list of processes."""
-        options = ["-d", f"--provider={provider}", f"--cwd={cwd}", f"--title={title}"]
+        options = ["-d", f"--provider={provider}", f"--cwd={cwd}", *(f"--label={one}" for one in labels)]
+        options += [] if title is None else [f"--title={title}"]
         return await self._ask(Made, "run", *options, arguments=[text])
 
-    async def adopt(self, session: str, *, provider: str, cwd: str) -> Made:
+    async def adopt(self, session: str, *, provider: str, cwd: str, labels: Sequence[str] = ()) -> Made:
         """Make an agent on a session that its provider has."""
-        options = [f"--provider={provider}", f"--cwd={cwd}"]
+        options = [f"--provider={provider}", f"--cwd={cwd}", *(f"--label={one}" for one in labels)]
         return await self._ask(Made, "import", *options, arguments=[session])
 
     async def inspect(self, agent: str) -> Inspected:
         """How an agent is stored."""
-        return await self._ask(Inspected, "inspect", arguments=[agent])
+        found = await self._ask(Inspected, "inspect", arguments=[agent])
+        if found.id != agent:  # it is gone, and another one is called like it
+            raise CommandRefused(f"Agent not found: {agent}")
+        return found
 
     async def send(self, agent: str, text: str) -> SentMessage:
         """Prompt an agent; returns once its turn has started. The text goes by a file of ours alone."""
@@ -106,18 +118,34 @@ class PaseoCli:
 
     async def logs(self, agent: str) -> str:
         """What happened with an agent, as text for people (see `activity`)."""
-        done = await self._runner.run(["logs"], [agent], CALL_S)
+        return await self._text(agent)
+
+    async def talk(self, agent: str) -> str:
+        """The same, without what the agent did: prompts, words and thoughts."""
+        return await self._text(agent, "--filter=text")
+
+    async def _text(self, agent: str, *options: str) -> str:
+        done = await self._runner.run(["logs", *options], [agent], CALL_S)
         if done.code != 0:
             raise self._runner.refused(done)
         return done.stdout.decode(errors="replace")
 
     async def stop(self, agent: str) -> bool:
         """Stop the agent's turn; false if it ran none."""
-        return (await self._ask(Stopped, "stop", arguments=[agent])).stopped_count > 0
+        if (await self._ask(Stopped, "stop", arguments=[agent])).stopped_count > 0:
+            return True
+        if (await self.inspect(agent)).status == "running":
+            raise Timeout(
+                "the daemon did not say that it stopped the turn"
+            )  # the command ends well all the same
+        return False
 
     async def reload(self, agent: str) -> None:
         """Start the agent's process anew; takes it out of the archive."""
-        await self._ask(Reloaded, "agent", "reload", arguments=[agent])
+        try:
+            await self._ask(Reloaded, "agent", "reload", arguments=[agent])
+        except CommandRefused as refused:
+            await self._look_again(agent, refused)
 
     async def archive(self, agent: str) -> None:
         """Put an agent away, whatever it is doing; one that is put away already stays so."""
@@ -125,7 +153,14 @@ class PaseoCli:
             await self._ask(Archived, "archive", "--force", arguments=[agent])
         except CommandRefused as refused:
             if refused.code != "AGENT_ALREADY_ARCHIVED":
-                raise
+                await self._look_again(agent, refused)
+
+    async def _look_again(self, agent: str, refused: CommandRefused) -> NoReturn:
+        """Some commands look for an agent only among those that changed last, and others among all."""
+        if refused.reason is Reason.AGENT_NOT_FOUND:
+            await self.inspect(agent)
+            raise CommandRefused("the paseo command does not find the agent among so many others") from None
+        raise refused
 
     async def _ask(
         self, shape: type[T], *words: str, arguments: Sequence[str] = (), deadline: float | None = None

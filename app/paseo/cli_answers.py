@@ -37,17 +37,25 @@ class Inspected(Struct, frozen=True):
     status: Literal["initializing", "idle", "running", "error", "closed"] = field(name="Status")
     archived: bool = field(name="Archived")
     cwd: str = field(name="Cwd")
-    model: str | None = field(name="Model", default=None)
+    shown_model: str = field(name="Model", default="-")
+    shown_thinking: str = field(name="Thinking", default="auto")
     mode: str | None = field(name="Mode", default=None)
-    thinking: str | None = field(name="Thinking", default=None)
+
+    @property
+    def model(self) -> str | None:
+        """The model in force, if the daemon knows one."""
+        return None if self.shown_model == "-" else self.shown_model
+
+    @property
+    def thinking(self) -> str | None:
+        """The thinking option in force; null also for one called `auto`, as the command calls none."""
+        return None if self.shown_thinking == "auto" else self.shown_thinking
 
 
 class Listed(Struct, frozen=True):
     """An agent in the list."""
 
     id: str
-    name: str
-    status: str
 
 
 class ListedProvider(Struct, frozen=True):

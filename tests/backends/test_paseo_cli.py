@@ -97,7 +97,8 @@ async def test_an_agent_whose_creation_was_not_answered_is_found_and_made_once(t
         found = await backend.find(spec(tmp_path, title="Fix"))
         assert found is not None
         (only,) = agents(tmp_path)
-        assert (found.state.session, only["title"]) == (only["id"], "Fix [key-1]")
+        assert (found.state.session, only["title"]) == (only["id"], "Fix")
+        assert only["labels"] == {"origin": "alameda", "alameda_key": "key-1"}
         assert await backend.find(spec(tmp_path, creation_key="key-2")) is None
 
 
@@ -120,6 +121,26 @@ async def test_without_a_daemon_nothing_is_made_and_health_says_how_to_cure_it(t
         assert "paseo daemon start" in (health.detail or "")
 
 
+async def test_a_list_that_the_command_makes_up_without_a_daemon_is_no_list(tmp_path: Path) -> None:
+    """It ends well, names providers that nobody looked for, and leaves out the configured ones."""
+    async with cli_backend(tmp_path) as backend:
+        (tmp_path / "down").touch()
+        with pytest.raises(BackendUnavailable, match="ECONNREFUSED"):
+            await backend.providers()
+        (tmp_path / "down").unlink()
+        assert "scripted" in [one.id for one in await backend.providers()]
+
+
+async def test_what_the_daemon_does_not_know_of_an_agent_is_shown_as_nothing(tmp_path: Path) -> None:
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        assert (agent.state.model, agent.state.thinking) == ("m1", None)
+        state = json.loads((tmp_path / "state.json").read_text())
+        state["agents"][agent.state.session]["model"] = "-"
+        (tmp_path / "state.json").write_text(json.dumps(state))
+        assert (await backend.load(spec(tmp_path), agent.state.session, None)).state.model is None
+
+
 # Adopting.
 
 
@@ -140,15 +161,19 @@ async def test_what_an_adopted_session_holds_is_told_once(tmp_path: Path) -> Non
         assert [report.signals for report in await uncommitted.reports.take()] == [(notice,)]
 
 
-async def test_an_import_that_was_not_answered_is_never_made_again_by_itself(tmp_path: Path) -> None:
-    """It has no name by which it could be found, and a second agent would write to the same session."""
+async def test_an_import_that_was_not_answered_is_found_and_made_once(tmp_path: Path) -> None:
+    """A second agent would write to the same session of the provider."""
+    (tmp_path / "history.json").write_text(json.dumps([["user", "first"], ["assistant", "answer"]]))
     adopted = spec(tmp_path, provider="claude", provider_session_id="s-1")
     async with cli_backend(tmp_path) as backend:
         fault(tmp_path, **{"import": "garbage"})
         with pytest.raises(OutcomeUnknown):
             await backend.create(adopted)
-        with pytest.raises(BackendRejected, match="paseo ls"):
-            await backend.find(adopted)
+        found = await backend.find(adopted)
+        assert found is not None
+        (report,) = await found.reports.take()
+        assert [s.code for s in report.signals if isinstance(s, Notice)] == ["import_history"]
+        assert len(agents(tmp_path)) == 1
         with pytest.raises(BackendRejected, match="Codex binary not found"):
             await backend.create(spec(tmp_path, provider="codex", provider_session_id="s-2"))
 
@@ -322,6 +347,33 @@ async def test_an_agent_put_away_behind_our_back_is_taken_out_and_one_that_is_go
             await backend.load(spec(tmp_path), "nobody", None)
 
 
+async def test_an_agent_that_is_not_among_the_last_is_neither_lost_nor_taken_for_archived(
+    tmp_path: Path,
+) -> None:
+    """Some commands look only among the agents that changed last, and say that there is no other."""
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        state = json.loads((tmp_path / "state.json").read_text())
+        mine = state["agents"][agent.state.session]
+        for number in range(200):
+            state["agents"][f"other-{number}"] = mine | {"id": f"other-{number}", "updated": "9999"}
+        (tmp_path / "state.json").write_text(json.dumps(state))
+        with pytest.raises(BackendRejected, match="so many others"):
+            await agent.archive()
+        mine["archived"] = "2026-01-01T00:00:00.000Z"
+        (tmp_path / "state.json").write_text(json.dumps(state))
+        with pytest.raises(BackendRejected, match="so many others"):
+            await backend.load(spec(tmp_path), agent.state.session, None)
+
+
+async def test_an_agent_that_is_only_called_like_ours_is_not_ours(tmp_path: Path) -> None:
+    """The command finds agents by their names as well, and a caller chooses those."""
+    async with cli_backend(tmp_path) as backend:
+        await backend.create(spec(tmp_path, title="11111111-1111-4111-8111-111111111111"))
+        with pytest.raises(AgentLost):
+            await backend.load(spec(tmp_path), "11111111-1111-4111-8111-111111111111", None)
+
+
 # Stopping.
 
 
@@ -344,6 +396,18 @@ async def test_a_turn_seen_at_rest_before_its_stop_was_answered_was_stopped(tmp_
         assert (await until(agent, is_end))[-1] == TurnStopped()
 
 
+async def test_a_stop_that_the_daemon_did_not_hear_may_have_stopped_the_turn(tmp_path: Path) -> None:
+    """The command ends well, and says on the side that it failed."""
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        await agent.prompt(prompt("a-1", "say on", "sleep 600000"))
+        fault(tmp_path, stop="unheard")
+        await agent.interrupt()
+        assert await agent.is_busy()
+        await agent.kill()
+        assert (await until(agent, is_end))[-1] == TurnStopped()
+
+
 async def test_a_turn_that_ended_before_the_stop_is_not_said_to_be_stopped(tmp_path: Path) -> None:
     async with cli_backend(tmp_path) as backend:
         agent = await made(backend, tmp_path)
@@ -363,7 +427,7 @@ async def test_the_same_prompt_again_is_not_taken_for_the_one_before(tmp_path: P
         await agent.prompt(prompt("a-1", *script))
         await agent.kill()
         assert await until(agent, is_end) == [TextDelta(text="same"), TurnStopped()]
-        fault(tmp_path, logs="refuse-without-a-word")
+        fault(tmp_path, talk="refuse-without-a-word")
         signals = [s for r in await play(agent, "a-2", *script) for s in r.signals]
         assert [s.code for s in signals if isinstance(s, Notice)] == ["output_unread"]
         assert signals[-1] == RECONCILED

@@ -7,9 +7,10 @@ A stage offers a backend whose agents play scripts, one command a line, in the l
 import json
 import os
 import re
+import shlex
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -32,6 +33,8 @@ from app.backends.base import (
     Unsupported,
 )
 from app.backends.paseo import PaseoBackend
+from app.backends.paseo_cli import PaseoCliBackend
+from app.backends.paseo_cli_following import CliPace
 from app.domain.details import Edit, Read, Shell, Unknown
 from app.domain.events import PlanEntry
 from app.domain.signals import (
@@ -215,6 +218,11 @@ LIVE = Traits(
 )
 
 
+LIVE_CLI = replace(LIVE, tells_all=False, sees_ends=False)
+PASEO = os.environ.get("ALAMEDA_TEST_PASEO_COMMAND", "")
+"""The real `paseo` command, as a shell would split it."""
+
+
 @asynccontextmanager
 async def live_backend(home: Path) -> AsyncIterator[PaseoBackend]:
     """A backend at the real daemon."""
@@ -222,6 +230,31 @@ async def live_backend(home: Path) -> AsyncIterator[PaseoBackend]:
     password = os.environ.get("PASEO_PASSWORD") or None
     async with anyio.create_task_group() as tasks:
         backend = PaseoBackend("paseo", os.environ["PASEO_URL"], password, place, PROVIDER, tasks)
+        try:
+            yield backend
+        finally:
+            await backend.aclose()
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def live_cli_backend(home: Path) -> AsyncIterator[PaseoCliBackend]:
+    """A backend at the real daemon by the real command; the agents that it made are archived at the end."""
+    place = Place(filesystem="shared", default_cwd=home, roots=[home])
+    password = os.environ.get("PASEO_PASSWORD") or None
+    env = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+    async with anyio.create_task_group() as tasks:
+        backend = PaseoCliBackend(
+            "cli",
+            shlex.split(PASEO),
+            place,
+            PROVIDER,
+            tasks,
+            env=env,
+            url=os.environ["PASEO_URL"],
+            password=password,
+            pace=CliPace(greeting=20, wait=5, again=1.0),
+        )
         try:
             yield backend
         finally:
@@ -257,6 +290,10 @@ NO_DAEMON = (
     "`scripted`, then PASEO_URL=http://127.0.0.1:6767 pytest -m live tests/contracts"
 )
 
+NO_COMMAND = (
+    "THE CONTRACT WAS NOT TRIED ON THE REAL PASEO COMMAND: as above, with ALAMEDA_TEST_PASEO_COMMAND=paseo"
+)
+
 
 @pytest.fixture(
     params=[
@@ -266,6 +303,13 @@ NO_DAEMON = (
         pytest.param(
             "live",
             marks=[pytest.mark.live, pytest.mark.skipif("PASEO_URL" not in os.environ, reason=NO_DAEMON)],
+        ),
+        pytest.param(
+            "live-cli",
+            marks=[
+                pytest.mark.live,
+                pytest.mark.skipif(not (PASEO and "PASEO_URL" in os.environ), reason=NO_COMMAND),
+            ],
         ),
     ]
 )
@@ -278,6 +322,10 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "live":
         async with live_backend(tmp_path) as real:
             yield LiveStage(real, LIVE, home=tmp_path)
+        return
+    if request.param == "live-cli":
+        async with live_cli_backend(tmp_path) as client:
+            yield LiveStage(client, LIVE_CLI, home=tmp_path)
         return
     if request.param == "paseo-cli":
         async with cli_backend(tmp_path) as command:

@@ -28,6 +28,7 @@ WITH_VALUE = {
     "--timeout",
     "--name",
     "--label",
+    "--filter",
     "--prompt-file",
 }
 
@@ -45,19 +46,27 @@ def main() -> int:
             raise Plain(f"error: unknown command '{verb}'")
         if verb == "import" and "--provider" not in options:
             raise Plain("error: required option '--provider <provider>' not specified")
-        reach(options)
-        fault = fault_of(verb)
+        try:
+            reach(options)
+        except Failed:
+            if verb != "provider ls":
+                raise
+            options["down"] = True
+        fault = fault_of("talk" if "--filter" in options else verb)
         if fault == "hang-before":
             hang()
         if fault == "refuse-without-a-word":
             os.kill(os.getpid(), signal.SIGKILL)
-        found = action(options, words)
+        found = {} if fault == "unheard" else action(options, words)
         if fault == "error":
             found |= {"status": "error", "message": "out of credit"}
         if fault == "hang":
             hang()
         if fault == "late":
             time.sleep(0.5)
+        if fault == "unheard":
+            found = {"stoppedCount": 0, "agentIds": []}
+            sys.stderr.write("Warning: Failed to stop agent: timeout\n")
         if fault == "garbage":
             found = "Debugger attached.\n{not json"
     except Plain as error:
@@ -84,14 +93,22 @@ def parse(argv: list[str]) -> tuple[Json, list[str]]:
             words += rest
         elif part.startswith("--") and "=" in part:
             name, _, value = part.partition("=")
-            options[name] = value
+            take(options, name, value)
         elif part in WITH_VALUE:
-            options[part] = next(rest)
+            take(options, part, next(rest))
         elif part.startswith("-"):
             options[part] = True
         else:
             words.append(part)
     return options, words
+
+
+def take(options: Json, name: str, value: str) -> None:
+    """Take an option's value; labels may be several."""
+    if name == "--label":
+        options.setdefault(name, []).append(value)
+    else:
+        options[name] = value
 
 
 def note(options: Json) -> None:

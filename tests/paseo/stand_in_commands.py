@@ -17,6 +17,7 @@ from tests.paseo.stand_in_daemon import (
     at_rest,
     daemon,
     known,
+    listed,
     new_agent,
     prompt,
     stamp,
@@ -31,6 +32,11 @@ class Plain(Exception):
     """What the command's own parser says."""
 
 
+def labels(options: Json) -> dict[str, str]:
+    """What `--label` says, each time."""
+    return dict(label.partition("=")[::2] for label in options.get("--label", []))
+
+
 def run(options: Json, words: list[str]) -> Any:
     """`run`: an agent and its first turn."""
     provider, cwd = options.get("--provider", "opencode"), options.get("--cwd", os.getcwd())
@@ -40,7 +46,7 @@ def run(options: Json, words: list[str]) -> Any:
             message = f"Failed to create agent: Unknown provider '{provider}'. Configured providers: {names}."
             raise Failed("AGENT_CREATE_FAILED", message)
         title = options.get("--title") or words[0].split("\n")[0][:200]
-        agent = new_agent(state, provider, cwd, title)
+        agent = new_agent(state, provider, cwd, title, labels(options))
         prompt(agent, words[0])
     made = {"agentId": agent["id"], "status": "created", "provider": provider, "cwd": cwd, "title": title}
     if "-d" in options:
@@ -70,7 +76,7 @@ def import_(options: Json, words: list[str]) -> Any:
     if wrong:
         raise Failed("AGENT_IMPORT_FAILED", f"Failed to import agent: {wrong}")
     with daemon() as state:
-        agent = new_agent(state, provider, cwd or os.getcwd(), None)
+        agent = new_agent(state, provider, cwd or os.getcwd(), None, labels(options))
         history = HOME / "history.json"
         agent["items"] = json.loads(history.read_text()) if history.exists() else []
     return {
@@ -135,7 +141,8 @@ def logs(options: Json, words: list[str]) -> Any:
             agent = known(state, words[0], "", "Failed to get logs: ")
     except Failed as error:
         raise Plain(f"Error: {error}") from None
-    return activity(agent, int(options["--tail"]) if "--tail" in options else None)
+    tail = int(options["--tail"]) if "--tail" in options else None
+    return activity(agent, tail, talk_only=options.get("--filter") == "text")
 
 
 def inspect(options: Json, words: list[str]) -> Any:
@@ -170,7 +177,12 @@ def inspect(options: Json, words: list[str]) -> Any:
 def ls(options: Json, words: list[str]) -> Any:
     """`ls`: the agents, the newest first."""
     with daemon() as state:
-        shown = [one for one in state["agents"].values() if "-a" in options or one["archived"] is None]
+        shown = [
+            one
+            for one in state["agents"].values()
+            if ("-a" in options or one["archived"] is None)
+            and labels(options).items() <= one["labels"].items()
+        ]
     return [
         {
             "id": one["id"],
@@ -206,7 +218,7 @@ def stop(options: Json, words: list[str]) -> Any:
 def archive(options: Json, words: list[str]) -> Any:
     """`archive`: put away."""
     with daemon() as state:
-        agent = known(state, words[0], "AGENT_NOT_FOUND", "")
+        agent = listed(state, words[0], "AGENT_NOT_FOUND")
         short = agent["id"][:7]
         if agent["archived"]:
             details = f"Archived at: {agent['archived']}"
@@ -239,7 +251,7 @@ def delete(options: Json, words: list[str]) -> Any:
 def reload(options: Json, words: list[str]) -> Any:
     """`agent reload`: the process anew."""
     with daemon() as state:
-        agent = known(state, words[0], "AGENT_NOT_FOUND", "")
+        agent = listed(state, words[0], "AGENT_NOT_FOUND")
         agent |= {
             "dead": False,
             "archived": None,
@@ -264,7 +276,7 @@ def update(options: Json, words: list[str]) -> Any:
     with daemon() as state:
         agent = known(state, words[0], "UPDATE_FAILED", "Failed to update agent: ")
         agent["title"] = options.get("--name", agent["title"])
-    return {"agentId": agent["id"], "name": agent["title"], "labels": options.get("--label", "")}
+    return {"agentId": agent["id"], "name": agent["title"], "labels": ", ".join(options.get("--label", []))}
 
 
 def pending(options: Json, words: list[str]) -> Any:
@@ -318,7 +330,19 @@ def answer(given: str, result: str, option: str, code: str, prefix: str) -> list
 
 
 def providers(options: Json, words: list[str]) -> Any:
-    """`provider ls`; what is still looked at is `loading`."""
+    """`provider ls`; what is still looked at is `loading`. Without a daemon: what it always knew."""
+    if options.get("down"):
+        return [
+            {
+                "provider": name,
+                "label": PROVIDERS[name][0],
+                "status": "available",
+                "enabled": "Enabled",
+                "defaultMode": PROVIDERS[name][2],
+                "modes": "",
+            }
+            for name in ("claude", "codex", "copilot", "opencode", "pi")
+        ]
     return [
         {
             "provider": name,

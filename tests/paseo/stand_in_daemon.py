@@ -63,7 +63,7 @@ def known(state: Json, given: str, code: str, prefix: str) -> Json:
     """The agent of that id, or of one that begins so."""
     agent: Json
     for agent in state["agents"].values():
-        if given and agent["id"].startswith(given):
+        if given and (agent["id"].startswith(given) or agent["title"] == given):
             return agent
     details = 'Use "paseo ls" to list available agents' if code == "AGENT_NOT_FOUND" else None
     raise Failed(code, f"{prefix}Agent not found: {given}", details)
@@ -74,7 +74,25 @@ def stamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
 
 
-def new_agent(state: Json, provider: str, cwd: str, title: str | None) -> Json:
+LISTED = 200
+"""Agents among which some commands look for one: those that changed last."""
+
+
+def listed(state: Json, given: str, code: str) -> Json:
+    """The agent of that id, of one that begins so, or of a name that has it in it; among the listed ones."""
+    last = sorted(state["agents"].values(), key=lambda one: str(one["updated"]), reverse=True)[:LISTED]
+    try:
+        return known({"agents": {one["id"]: one for one in last}}, given, code, "")
+    except Failed:
+        named: list[Json] = [one for one in last if given and given.lower() in (one["title"] or "").lower()]
+        if len(named) != 1:
+            raise
+        return named[0]
+
+
+def new_agent(
+    state: Json, provider: str, cwd: str, title: str | None, labels: dict[str, str] | None = None
+) -> Json:
     """Another agent."""
     _, model, mode = PROVIDERS.get(provider, ("", None, None))
     agent: Json = {
@@ -92,7 +110,7 @@ def new_agent(state: Json, provider: str, cwd: str, title: str | None) -> Json:
         "dead": False,
         "pending": None,
         "stubborn": False,
-        "labels": {},
+        "labels": labels or {},
     }
     state["agents"][agent["id"]] = agent
     return agent
@@ -140,25 +158,53 @@ def play(agent: Json, verb: str, rest: str, speed: float) -> None:
         agent["due"] += float(rest) / 1000 / speed
         agent["stubborn"] = verb == "stubborn"
     elif verb == "think":
-        items.append(["mark", f"[Reasoning] {rest}"])
+        items.append(["thought", rest])
     elif verb == "tool":
-        items.append(["mark", "[Tool: execute] completed"])
+        name, _, what = rest.partition(" ")
+        items.append(["done", f"[{name.title()}] {what}"])
     elif verb == "plan":
-        steps = rest.split(";")
-        items.append(["mark", f"[Todo] {sum(step.startswith('+') for step in steps)}/{len(steps)} completed"])
+        steps = [f"- [{'x' if step.startswith('+') else ' '}] {step.lstrip('+')}" for step in rest.split(";")]
+        items.append(["done", "\n".join(["[Tasks]", *steps])])
     elif verb == "ask":
         agent["pending"] = {"id": uuid.uuid4().hex[:8], "tool": "tool"}
     elif verb == "fail":
-        items.append(["mark", "[System Error] [object Object]"])
+        items.append(["assistant", "[System Error] [object Object]"])
         agent |= {"status": "error", "error": "[object Object]"}
     elif verb == "crash":
+        items.append(
+            ["assistant", "[System Error] ACP agent exited unexpectedly (3)\n\nscripted: told to crash"]
+        )
         agent |= {"status": "error", "error": "ACP agent exited unexpectedly (3)", "dead": True}
 
 
-def activity(agent: Json, tail: int | None = None) -> str:
-    """The items as text."""
-    lines = [f"[User] {text}" if kind == "user" else text for kind, text in agent["items"]]
-    return "\n".join(lines if tail is None else lines[-tail:]) or "No activity to display."
+def activity(agent: Json, tail: int | None = None, *, talk_only: bool = False) -> str:
+    """The items as text: a thought after the words around it, what was said in a row as one."""
+    items: list[list[str]] = []
+    for kind, text in agent["items"]:
+        if talk_only and kind == "done":
+            continue
+        if items and items[-1][0] == kind in ("assistant", "thought"):
+            items[-1][1] += text
+        else:
+            items.append([kind, text])
+    lines: list[str] = []
+    said: dict[str, list[str]] = {"assistant": [], "thought": []}
+
+    def flush() -> None:
+        words, thoughts = (part for part in said.values())
+        lines.extend(["\n".join(words)] if words else [])
+        lines.extend([f"[Thought] {chr(10).join(thoughts)}"] if thoughts else [])
+        words.clear()
+        thoughts.clear()
+
+    for kind, text in items if tail is None else items[-tail:]:
+        if kind in said:
+            said[kind].append(text.strip())
+            continue
+        flush()
+        lines.append(f"[User] {text.strip()}" if kind == "user" else text)
+    flush()
+    return "\n".join(lines) or "No activity to display."
 
 
 def at_rest(agent_id: str, seconds: float) -> tuple[Json, str]:

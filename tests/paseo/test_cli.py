@@ -6,14 +6,12 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
-from app.paseo import activity
 from app.paseo.cli import WAITS, PaseoCli
 from app.paseo.cli_running import AT_ONCE, CommandRefused, NoSeat
 from app.paseo.errors import NotSent, Reason, Timeout, Undecodable
@@ -108,12 +106,12 @@ async def test_a_traceback_is_not_passed_on() -> None:
 async def test_where_nothing_answers_nothing_was_sent(cli: PaseoCli, tmp_path: Path) -> None:
     (tmp_path / "down").touch()
     with pytest.raises(NotSent, match="connect ECONNREFUSED"):
-        await cli.agents()
+        await cli.look(20)
     with pytest.raises(NotSent, match="connect ECONNREFUSED"):
         await cli.logs("x")
     missing = PaseoCli([str(tmp_path / "no-such-command")], env={})
     with pytest.raises(NotSent, match="cannot be started: No such file"):
-        await missing.agents()
+        await missing.look(20)
     await missing.aclose()
 
 
@@ -122,10 +120,10 @@ async def test_t20_the_password_shows_neither_in_a_list_of_processes_nor_in_an_e
     command, env = stand_in(tmp_path)
     (tmp_path / "password").write_text("horse%2F")
     right = PaseoCli(command, env=env, url="http://127.0.0.1:6767", password="horse/")
-    assert await right.agents() == []
+    await right.look(20)
     wrong = PaseoCli(command, env=env, url="http://127.0.0.1:6767", password="se/cret")
     with pytest.raises(NotSent) as refused:
-        await wrong.agents()
+        await wrong.look(20)
     assert str(refused.value) == (
         "Cannot connect to daemon at tcp://127.0.0.1:6767?password=…: Incorrect password"
     )
@@ -161,7 +159,7 @@ async def test_a_call_that_finds_no_seat_in_time_was_not_sent(
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             for _ in range(AT_ONCE):
-                tasks.start_soon(partial(full.agents, deadline=60))
+                tasks.start_soon(full.look, 60)
             await eventually(lambda: len(psutil.Process().children()) >= AT_ONCE)
             before = time.monotonic()
             with pytest.raises(NoSeat, match="too many paseo commands"):
@@ -216,11 +214,11 @@ async def test_its_own_home_shows_each_command_the_way_to_the_daemon(tmp_path: P
         if "HOME" in given:
             home.rename(tmp_path / ".paseo")
         one = PaseoCli(command, env={**env, **given})
-        await one.agents()
+        await one.look(20)
         assert heard(tmp_path)[-1]["finds"] == ["config.json"]
         await one.aclose()
     addressed = PaseoCli(command, env={**env, "HOME": str(tmp_path)}, url="http://127.0.0.1:6767")
-    await addressed.agents()
+    await addressed.look(20)
     assert heard(tmp_path)[-1]["finds"] == []
     await addressed.aclose()
 
@@ -236,7 +234,7 @@ async def test_p81_cancelling_ends_the_commands_whole_group(cli: PaseoCli, tmp_p
     """Also a child of it that holds our pipes and wants no SIGTERM; in about a second."""
     fault(tmp_path, ls="hang")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(cli.agents)
+        tasks.start_soon(cli.look, 20)
         pids = await hanging(tmp_path)
         tasks.cancel_scope.cancel()
     await eventually(lambda: all(is_gone(pid) for pid in pids))
@@ -245,30 +243,6 @@ async def test_p81_cancelling_ends_the_commands_whole_group(cli: PaseoCli, tmp_p
 async def test_a_command_that_does_not_end_is_ended(cli: PaseoCli, tmp_path: Path) -> None:
     fault(tmp_path, ls="hang")
     with pytest.raises(Timeout):
-        await cli.agents(deadline=0.5)
+        await cli.look(0.5)
     pids = await hanging(tmp_path)
     await eventually(lambda: all(is_gone(pid) for pid in pids))
-
-
-LOG = """[User] say hi
-hi
-[User] two
-lines
-[Reasoning] hmm
-[Tool: execute] completed
-first
-second
-[User] say hi
-again
-"""
-
-
-def test_an_answer_is_what_follows_its_prompt() -> None:
-    assert activity.answer_to("say hi", LOG, last=True) == "again\n"
-    first = activity.answer_to("two\nlines", LOG)
-    assert first is not None
-    assert activity.is_followed(first)
-    assert activity.words(first.partition("[User]")[0]) == "first\nsecond"
-    assert activity.answer_to("hi", LOG) is None
-    assert activity.answer_to("say hi ", LOG) is not None, "the daemon may show it without its blanks"
-    assert activity.answer_to("say hi", activity.NOTHING) is None
