@@ -310,13 +310,11 @@ def _refuse_differences(request: EnsureRequest, session: Session) -> None:
         raise SessionExists
     fields = [
         name
-        for name in ("backend", "provider")
+        for name in ("backend", "provider", "provider_session_id")
         if getattr(request, name) not in (None, getattr(session, name))
     ]
     if request.cwd is not None and request.cwd not in (session.requested_cwd, session.cwd):
         fields.append("cwd")
-    if session.provider_session_id not in (None, request.provider_session_id or session.provider_session_id):
-        fields.append("provider_session_id")
     if fields:
         raise SessionConflict(fields=fields)
 

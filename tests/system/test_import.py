@@ -131,14 +131,31 @@ async def test_a_session_is_adopted_by_one_active_session_at_most(database_url: 
             answer = await house.client.put(f"/v1/sessions/{name}", json=body, headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (409, "session_conflict")
             assert answer.json()["fields"] == ["provider_session_id"]
-        other = await adopt(house, "one", "another")
-        assert (other.status_code, other.json()["fields"]) == (409, ["provider_session_id"])
         await house.post("/v1/sessions/one/close")
         assert (await adopt(house, "two", session)).status_code == 201
         answer = await adopt(house, "one", session)
         assert (answer.status_code, answer.json()["code"]) == (409, "session_conflict")
         await house.post("/v1/sessions/two/close")
         assert (await adopt(house, "one", session)).json()["opened"] == "resumed"
+
+
+async def test_a_session_that_is_there_is_not_said_to_be_on_what_it_has_not_adopted(
+    database_url: str, folder: Path
+) -> None:
+    """409 naming the field, open or closed, for an update too; its own id is no difference."""
+    async with daemon_house(database_url, folder) as (house, twin):
+        session = await known_session(house, twin, "say one")
+        await house.ensure("plain", agent="scripted-history")
+        await adopt(house, "adopted", session)
+        for name, wanted in (("plain", session), ("adopted", "another")):
+            for more in ({}, {"if_exists": "update", "title": "x"}):
+                answer = await adopt(house, name, wanted, **more)
+                assert (answer.status_code, answer.json()["code"]) == (409, "session_conflict")
+                assert answer.json()["fields"] == ["provider_session_id"]
+        assert (await adopt(house, "adopted", session)).json()["opened"] == "reused"
+        await house.post("/v1/sessions/plain/close")
+        assert (await adopt(house, "plain", "another")).status_code == 409
+        assert imports(twin) == 1
 
 
 async def test_a_failed_import_leaves_nothing(database_url: str, folder: Path) -> None:
@@ -162,6 +179,8 @@ async def test_what_replaces_a_lost_adopted_agent_adopts_nothing(database_url: s
         assert (again.status_code, again.json()["opened"]) == (200, "replaced")
         assert (await adopt(house, "two", session)).json()["opened"] == "imported"
         assert texts(await house.log("one")) == "one"
+        later = await adopt(house, "one", session)
+        assert (later.status_code, later.json()["fields"]) == (409, ["provider_session_id"])
 
 
 async def test_ensures_of_two_replicas_at_once_adopt_once(database_url: str, folder: Path) -> None:
