@@ -1,5 +1,6 @@
 """An agent's timeline, read on from where it was last told, and back to a prompt of an earlier process."""
 
+from app.backends import paseo_history
 from app.backends.paseo_telling import Sent, Teller
 from app.domain.events import Notice
 from app.domain.signals import Cursor, Gap, HistoryTold
@@ -9,6 +10,8 @@ from app.paseo.items import UserMessage
 
 LOOK_BACK = 200
 """Rows that are looked through first for a prompt of an earlier process; each further step takes twice."""
+SEARCHES = 10
+"""Times that the told part of a history is looked for in a new epoch, before its rest is given up."""
 
 
 class Reader:
@@ -18,9 +21,13 @@ class Reader:
         self._client = client
         self._teller = teller
         self._id = teller.snapshot.id
+        self._searches = 0
 
     async def read_on(self, *, patient: bool) -> bool:
-        """Tell the rows after our position; true if there is another epoch, whose rows are not told."""
+        """Tell the rows after our position; true if there is another epoch, whose rows are not told.
+
+        The rest of an adopted history is told from another epoch too, if that begins with what was told.
+        """
         teller, at = self._teller, self._teller.cursor
         if at is None and not teller.tells_history:
             await self.move_to_end()
@@ -31,9 +38,13 @@ class Reader:
             if page.agent is not None:
                 teller.snapshot = page.agent
             if position is not None and (page.reset or page.epoch != position.epoch):
+                if teller.tells_history and await self._finds_again(position.seq):
+                    return await self.read_on(patient=patient)
                 self._end_history(is_whole=False)
                 return True
             for gap in stretch.gaps:
+                if teller.tells_history:
+                    teller.told = paseo_history.after(teller.told, None)
                 teller.put(teller.attempt, (Gap(start=gap.seq, end=gap.seq, cause=gap.reason),))
             for row in page.entries:
                 if teller.tells_history:
@@ -51,14 +62,46 @@ class Reader:
         self._end_history(is_whole=True)
         return False
 
+    async def _finds_again(self, seq: int) -> bool:
+        """Whether another epoch begins with the rows that were told, up to `seq`; we stand behind it then."""
+        self._searches += 1
+        if self._searches > SEARCHES:
+            return False
+        told, epoch = "", None
+        async for stretch in self._client.timeline.after(self._id, None):
+            page = stretch.page
+            epoch = epoch or page.epoch
+            if page.epoch != epoch:
+                return True  # once more another one: look again
+            for _ in stretch.gaps:
+                told = paseo_history.after(told, None)
+            for row in page.entries:
+                if row.seq_end <= seq:
+                    told = paseo_history.after(told, row.item)
+            if stretch.cursor is not None and stretch.cursor.seq >= seq:
+                break
+        if epoch is None or told != self._teller.told:
+            return False
+        self._teller.move_to(Cursor(epoch=epoch, seq=seq))
+        return True
+
     def _end_history(self, *, is_whole: bool) -> None:
         """What is read from here on is no history; its end is said to the next process as well."""
         teller = self._teller
         if not teller.tells_history:
             return
         if not is_whole:
-            words = "the daemon was started anew while the adopted session was read: the rest is not told"
-            teller.put(None, (Notice(level="warning", code="import_incomplete", message=words),))
+            words = (
+                "the daemon was started anew while the adopted session was read, and gives another history"
+            )
+            teller.put(
+                None,
+                (
+                    Notice(
+                        level="warning", code="import_incomplete", message=f"{words}: the rest is not told"
+                    ),
+                ),
+            )
         elif teller.cursor is not None and teller.cursor.seq == 0:
             words = "the provider gave nothing back of the session that was adopted"
             teller.put(None, (Notice(level="warning", code="import_empty", message=words),))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import anyio
 import msgspec
 
+from app.backends import paseo_history
 from app.backends.base import AgentSpec, Reports
 from app.backends.paseo_asking import SILENT_PROVIDER, Asked, Asking
 from app.backends.paseo_permissions import permission_asked, resolution_outcome
@@ -42,10 +43,6 @@ from app.paseo.errors import Reason
 FORCED_AFTER_S = 1.5
 """A cancel that took longer than this was forced: the agent works on, and has to be started anew."""
 AT_REST = ("idle", "error", "closed")
-
-
-HISTORY = "history:"
-"""Begins the epoch of a committed position up to which only a part of an adopted history was told."""
 
 
 @dataclass
@@ -97,6 +94,8 @@ class Teller:
         self.tells_config = True
         self.tells_history = False
         """Whether what is read is the history of a session that was adopted, and so nobody's turn."""
+        self.told = ""
+        """A name for the rows of the history that were told."""
         self._spec = spec
         self._is_busy: bool | None = None
         """Whether somebody else is said to keep it busy; null if an earlier process may have said so."""
@@ -286,6 +285,7 @@ class Teller:
     def history(self, item: items.Item, seq: int, epoch: str) -> None:
         """Tell a row of a session that was adopted: nobody's turn."""
         self.cursor = Cursor(epoch=epoch, seq=seq)
+        self.told = paseo_history.after(self.told, item)
         if isinstance(item, items.UserMessage):
             self.put(None, (TextDelta(text=item.text, role="user"),))
         else:
@@ -377,14 +377,14 @@ class Teller:
         told = tuple(signals)
         at = self.cursor
         if at is not None and self.tells_history:  # for the next process: what follows is history too
-            at = Cursor(epoch=f"{HISTORY}{at.epoch}", seq=at.seq)
+            at = paseo_history.partly(self.told, at)
         self.reports.put_nowait(Report(attempt=attempt, signals=told, cursor=at), sum(map(_size, told)))
 
     def begin_at(self, cursor: Cursor | None) -> None:
         """Go on where another process stood, in the middle of a history perhaps."""
-        if cursor is not None and cursor.epoch.startswith(HISTORY):
+        if cursor is not None and (partly := paseo_history.taken_up(cursor)) is not None:
             self.tells_history = True
-            cursor = Cursor(epoch=cursor.epoch.removeprefix(HISTORY), seq=cursor.seq)
+            self.told, cursor = partly
         self.cursor = cursor
 
 

@@ -28,7 +28,6 @@ from app.backends.paseo import PaseoBackend
 from app.domain.events import Notice
 from app.domain.signals import (
     Config,
-    Cursor,
     ForeignActivity,
     Gap,
     HistoryTold,
@@ -50,6 +49,7 @@ from tests.backends.acp_house import PATIENCE, eventually, is_end, text
 from tests.backends.paseo_house import SPEED, of, paseo_backend, play, prompt, reports_until, spec
 from tests.paseo.scripted import QUICK, scripted_daemon
 from tests.paseo.twin import Twin
+from tests.paseo.twin_providers import History
 
 pytestmark = pytest.mark.anyio
 
@@ -988,7 +988,7 @@ async def test_a_daemon_that_dies_while_nothing_runs_is_no_news(tmp_path: Path) 
 
 
 async def test_a_history_that_was_told_in_part_is_told_to_its_end_by_the_next_host(tmp_path: Path) -> None:
-    """All of it as nobody's turn and nobody's activity; after a new epoch of the daemon its rest is lost."""
+    """All of it as nobody's turn and nobody's activity."""
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
         first = await backend.create(spec(tmp_path, "scripted-history"))
         await play(first, "a-1", "say one")
@@ -1010,8 +1010,38 @@ async def test_a_history_that_was_told_in_part_is_told_to_its_end_by_the_next_ho
         assert "two" in text(signals)
         assert not any(isinstance(signal, Notice) for signal in signals)
         assert ForeignActivity(busy=True) not in signals
-        await again.release()
-        elsewhere = Cursor(epoch="history:another", seq=1)
-        late = await backend.load(adopting, agent.state.session, elsewhere)
-        told = of(await reports_until(late, lambda s: isinstance(s, Notice)), None)
-        assert [s.code for s in told if isinstance(s, Notice)] == ["import_incomplete"]
+
+
+@pytest.mark.parametrize("history", ["whole", "empty"])
+async def test_a_history_is_told_on_from_a_new_epoch_only_if_that_begins_as_it_was_told(
+    tmp_path: Path, history: History
+) -> None:
+    """A daemon that is started anew has its provider give it again: the same rows, or none that fit."""
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
+        first = await backend.create(spec(tmp_path, "scripted-history"))
+        await play(first, "a-1", "say one")
+        await play(first, "a-2", "think hm", "tool read x", "say two")
+        session = twin.agent(first.state.session).session_id
+        adopting = spec(tmp_path, "scripted-history", creation_key="new", provider_session_id=session)
+        agent = await backend.create(adopting)
+        reports: list[Report] = []
+        while "two" not in text(of(reports, None)):
+            reports += await agent.reports.take()
+        await agent.release()
+        told = next(n for n, r in enumerate(reports) if "one" in text(r.signals)) + 1
+        partly = reports[told - 1].cursor
+        await twin.restart(history=history)
+        again = await backend.load(adopting, agent.state.session, partly)
+        rest: list[Report] = []
+        while not rest or rest[-1].cursor is None or rest[-1].cursor.epoch.startswith("history:"):
+            rest += await again.reports.take()
+        notices = [s.code for s in of(rest, None) if isinstance(s, Notice)]
+        if history == "whole":
+            whole = [*of(reports[:told], None), *of(rest, None)]
+            assert [s for s in whole if not isinstance(s, ForeignActivity)] == [
+                s for s in of(reports, None) if not isinstance(s, ForeignActivity)
+            ]
+            assert notices == []
+        else:
+            assert (notices, text(of(rest, None))) == (["import_incomplete"], "")
+        assert text(of(await play(again, "a-3", "say three"), "a-3")) == "three"

@@ -273,3 +273,31 @@ async def test_killed_in_mid_import_the_history_is_told_once(folder: Path) -> No
                 assert imports(twin) == 1
             finally:
                 process.end(signal.SIGTERM)
+
+
+async def test_a_daemon_started_anew_in_mid_import_has_its_history_told_on(
+    database_url: str, folder: Path
+) -> None:
+    """From the row where it broke off, in the daemon's new epoch: nothing lost, nothing twice."""
+    async with daemon_house(database_url, folder) as (house, twin):
+        script = "\n".join(f"think t{number}\nsay c{number}," for number in range(ROWS // 2))
+        twin.speed = 1000.0
+        session = await known_session(house, twin, script)
+        twin.faults.late["fetch_agent_timeline_request"] = 0.3
+        assert (await adopt(house, "new", session)).status_code == 201
+        told = 0
+        while told < ROWS // 20:
+            told = (await house.get("/v1/sessions/new"))["last_seq"]
+        assert told < ROWS, "it is in the middle"
+        await twin.restart()
+        twin.faults.late.clear()
+        last = f"c{ROWS // 2 - 1},"
+        log: list[dict[str, Any]] = []
+        with anyio.fail_after(60):
+            while not texts(log).endswith(last):
+                await anyio.sleep(0.05)
+                log = await whole_log(house.client, "new")
+        assert texts(log) == "".join(f"c{number}," for number in range(ROWS // 2))
+        assert not any(event["type"] == "notice" for event in log)
+        assert (await house.run("new", "say on"))["output_text"] == "on"
+        assert imports(twin) == 1
