@@ -4,6 +4,7 @@ A poorer way than the WebSocket: an agent is made, adopted, prompted, stopped an
 is told once a turn has ended. Everything else is unsupported.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from app.backends.paseo_translate import failure_words
 from app.domain.signals import Cursor
 from app.paseo.cli import PaseoCli
 from app.paseo.cli_answers import Inspected
+from app.paseo.cli_running import NoSeat
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused
 
 GREETING = "This only opens the session. Do nothing yet, and answer with one word: ready"
@@ -101,6 +103,8 @@ class PaseoCliBackend:
         started = time.monotonic()
         try:
             await self._cli.look(LOOK_S)
+        except NoSeat as error:  # which says nothing about the daemon
+            return self._seen or _Seen(-math.inf, Health(up=False, detail=str(error)))
         except NotSent as error:
             return _Seen(started, Health(up=False, detail=f"{error}. {CURE}"))
         except PaseoError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from app.settings import BackendSettings
 from tests.house import PATIENCE, House, open_house
+from tests.paseo.command import stand_in
 from tests.paseo.twin import Twin
 from tests.system.test_paseo_recovery import types
 
@@ -103,6 +104,50 @@ async def test_one_that_is_down_leaves_the_others_sessions_untouched(database_ur
         assert (await house.ended(hurt))["status"] in ("indeterminate", "failed")
         after = await house.run("left", "say back", multitask_strategy="enqueue")
         assert after["output_text"] == "back"
+
+
+async def test_one_that_is_away_at_the_start_is_waited_for_and_the_others_serve(
+    database_url: str, folder: Path
+) -> None:
+    """Its sessions are there and say so; a prompt that may wait runs once it is back."""
+    async with Twin() as left, Twin() as right:
+        settings = backends(left=left, right=right)
+        async with open_house(database_url, folder, backends=settings) as house:
+            await opened(house, "left")
+            await opened(house, "right")
+        await left.kill()
+        async with open_house(database_url, folder, backends=settings) as house:
+            await until(house, "left", status="down")
+            assert (await house.run("right", "say here"))["output_text"] == "here"
+            assert (await house.get("/v1/sessions/left"))["backend_status"] == "down"
+            refused = await house.post("/v1/sessions/left/turns", {"prompt": "say no"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "backend_unavailable")
+            waiting = await house.prompt("left", "say back", multitask_strategy="enqueue")
+            assert (await until(house, "left", turns={"running": 0, "queued": 1}))["status"] == "down"
+            await left.start()
+            assert (await house.ended(waiting["turn_id"]))["output_text"] == "back"
+            await until(house, "left", status="up", turns={"running": 0, "queued": 0})
+
+
+async def test_two_ways_to_daemons_are_no_trouble_to_each_other(database_url: str, folder: Path) -> None:
+    """One by its socket, one by the command: whichever is down, the other's sessions go on."""
+    command, env = stand_in(folder)
+    far = BackendSettings(type="paseo-cli", command=command, env=env, provider="scripted")
+    async with (
+        Twin() as twin,
+        open_house(database_url, folder, backends={**backends(near=twin), "far": far}) as house,
+    ):
+        await opened(house, "near")
+        await opened(house, "far")
+        (folder / "down").touch()
+        refused = await house.client.put("/v1/sessions/new", json={"agent": "scripted", "backend": "far"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "backend_unavailable")
+        assert (await house.run("near", "say here"))["output_text"] == "here"
+        (folder / "down").unlink()
+        await twin.kill()
+        await until(house, "near", status="down")
+        assert (await house.run("far", "say there"))["output_text"] == "there"
+        assert (await house.get("/v1/backends/far"))["status"] == "up"
 
 
 async def test_a_drained_backend_takes_no_new_turns_on_any_replica(database_url: str, folder: Path) -> None:
