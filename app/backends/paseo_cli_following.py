@@ -6,7 +6,7 @@ else's stands after ours, or the daemon was away, nobody can say how ours ended.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import structlog
@@ -73,6 +73,8 @@ class CliTurn:
     """Whether the daemon has said that it stopped it for us, or was asked to and not heard."""
     stopping: anyio.Event | None = None
     """Set once a stop that was asked for has been answered: the turn may be seen at rest before that."""
+    looking: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Whatever waits for the turn's end right now."""
     was_running: bool = False
     """Whether it was seen to run, after its host was gone."""
 
@@ -118,8 +120,10 @@ class CliFollower:
             self.tell(turn.attempt, LinkRestored())
         was_away, seen_running, looks = False, False, 0
         while True:
+            answer: Waited | None = None
             try:
-                answer = await self._cli.wait(self._id, self._pace.wait)
+                with anyio.CancelScope() as turn.looking:
+                    answer = await self._cli.wait(self._id, self._pace.wait)
             except NoSeat:  # it says nothing about the daemon
                 continue
             except PaseoError as error:
@@ -130,6 +134,8 @@ class CliFollower:
                 was_away, seen_running = True, False
                 await anyio.sleep(self._pace.again)
                 continue
+            if answer is None:  # the daemon's word that it stopped it came before
+                return TurnStopped()
             if answer.status == "timeout":
                 self.tell(turn.attempt, LinkRestored() if was_away else StillRunning())
                 was_away, seen_running = False, True
@@ -256,6 +262,8 @@ class CliFollower:
         was_stopped = True  # as far as anybody knows, until it is answered
         try:
             was_stopped = await self._cli.stop(self._id)
+            if was_stopped:
+                turn.looking.cancel()
         except PaseoError as error:
             self.is_stale = True
             was_stopped = not isinstance(error, NotSent | Refused)

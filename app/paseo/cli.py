@@ -60,7 +60,7 @@ class PaseoCli:
         """Remove what lies on disk."""
         await self._runner.aclose()
 
-    async def look(self, deadline: float) -> None:
+    async def look(self, deadline: float | None = None) -> None:
         """See that there is a daemon which answers."""
         await self._ask(list[Listed], "ls", deadline=deadline)
 
@@ -71,7 +71,7 @@ class PaseoCli:
     async def providers(self) -> list[ListedProvider]:
         """What the daemon can run. Where it finds none, the command makes up a list: that is none."""
         found = await self._ask(list[ListedProvider], "provider", "ls")
-        await self.look(CALL_S)
+        await self.look()
         return found
 
     async def start(
