@@ -184,6 +184,11 @@ class PaseoBackend:
             raise Unsupported("a session that is adopted keeps its own system prompt, servers and directory")
         labels = {**spec.labels, **ORIGIN, KEY_LABEL: spec.creation_key}
         try:
+            with suppress(errors.Refused):  # a daemon that has no such request knows every directory
+                await self._client.open_project(spec.cwd)
+        except PaseoError as error:  # nothing was made: without it an import would not be found again
+            raise BackendUnavailable(str(error)) from None
+        try:
             made = await self._client.import_agent(spec.provider, session, cwd=spec.cwd, labels=labels)
         except PaseoError as error:
             raise _not_made(error) from None

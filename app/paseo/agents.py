@@ -96,6 +96,10 @@ class Agents:
         fields = {"provider": provider, "sessionId": session_id, "cwd": cwd, "labels": labels or {}}
         return (await self.request("import_agent_request", fields, AgentAnswer)).agent
 
+    async def open_project(self, cwd: str) -> None:
+        """Have the daemon know a directory; agents in one that it does not know stand in no list."""
+        await self.request("open_project_request", {"cwd": cwd}, Done)
+
     async def refresh_agent(self, agent_id: str, *, deadline: float | None = None) -> int | None:
         """Start the agent's process anew; how many rows it has then. Unarchives, and may double history."""
         answer = await self.request("refresh_agent_request", {"agentId": agent_id}, Loaded, deadline=deadline)

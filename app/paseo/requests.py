@@ -37,6 +37,7 @@ DEADLINES: Mapping[str, float] = {
     "list_provider_models_request": 60.0,
     "list_provider_modes_request": 60.0,
     "list_terminals_request": 15.0,
+    "open_project_request": 10.0,
     "ping": 5.0,
     "refresh_agent_request": 30.0,
     "refresh_providers_snapshot_request": 10.0,

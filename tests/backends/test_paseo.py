@@ -1012,6 +1012,21 @@ async def test_a_history_that_was_told_in_part_is_told_to_its_end_by_the_next_ho
         assert ForeignActivity(busy=True) not in signals
 
 
+async def test_an_import_whose_answer_was_lost_is_found_again_wherever_it_works(tmp_path: Path) -> None:
+    """The daemon lists no agent in a directory that it does not know, as an import may make one."""
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
+        first = await backend.create(spec(tmp_path, "scripted-history"))
+        await play(first, "a-1", "say one")
+        session = twin.agent(first.state.session).session_id
+        adopting = spec(fresh, "scripted-history", creation_key="new", provider_session_id=session)
+        made = await backend.create(adopting)
+        found = await backend.find(adopting)
+        assert found is not None
+        assert found.state.session == made.state.session
+
+
 @pytest.mark.parametrize("history", ["whole", "empty"])
 async def test_a_history_is_told_on_from_a_new_epoch_only_if_that_begins_as_it_was_told(
     tmp_path: Path, history: History

@@ -42,6 +42,7 @@ HANDLERS: dict[str, Handler] = {
     "fetch_agent_request": lists.fetch_agent,
     "create_agent_request": making.create,
     "import_agent_request": making.import_,
+    "open_project_request": making.open_project,
     "resume_agent_request": making.resume,
     "refresh_agent_request": making.refresh,
     "send_agent_message_request": requests.send,

@@ -23,7 +23,13 @@ class BadCursor(Exception):
 
 def listed(session: Session, daemon: Daemon, wanted: Json, sort: list[Json]) -> list[Agent]:
     """The agents of a list, in order."""
-    found = [one for one in daemon.agents.values() if daemon.visible(session, one) and one.matches(wanted)]
+    found = [
+        one
+        for one in daemon.agents.values()
+        if daemon.visible(session, one)
+        and one.matches(wanted)
+        and one.place.cwd in daemon.store.directories  # an import does not make its own known
+    ]
     for rule in reversed(sort):
         found.sort(key=lambda agent: _value(agent, rule["key"]), reverse=rule["direction"] == "desc")
     return found

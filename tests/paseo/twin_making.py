@@ -81,6 +81,7 @@ async def create(asking: Asking) -> None:
         return
     if in_worktree:
         asking.session.send("checkout_status_update", place.checkout_status())
+    daemon.store.know(place.cwd)
     title = (config.get("title") or "").strip() or (prompt.split("\n")[0][:200] or None)
     agent = new_agent(provider, place, config, message.get("labels", {}), title)
     process = await daemon.launch(agent, asker=asking.session)
@@ -158,6 +159,14 @@ async def import_(asking: Asking) -> None:
             error = "[object Object]"
         asking.reply("status", status="agent_create_failed", error=error)
         asking.log(f"Failed to import agent: {error}")
+
+
+async def open_project(asking: Asking) -> None:
+    """Know a directory from now on."""
+    place = find(asking.message["cwd"])
+    asking.daemon.store.know(place.cwd)
+    workspace = {"id": place.cwd, "workspaceDirectory": place.cwd}
+    asking.reply("open_project_response", workspace=workspace, error=None)
 
 
 async def resume(asking: Asking) -> None:

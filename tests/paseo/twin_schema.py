@@ -109,6 +109,7 @@ REQUESTS: dict[str, Check] = {
     "create_agent_request": fields(
         config=CONFIG, labels_=labels, initialPrompt_=text, clientMessageId_=text, git_=ANY, **PROMPT
     ),
+    "open_project_request": fields(cwd=text),
     "import_agent_request": fields(provider=text, sessionId=text, cwd_=text, labels_=labels),
     "resume_agent_request": fields(handle=fields(provider=text, sessionId=text, metadata_=ANY)),
     "refresh_agent_request": AGENT,

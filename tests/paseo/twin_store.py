@@ -28,11 +28,15 @@ class Store:
         self._home = home
         self.agents: dict[str, Json] = {}
         self.conversations: dict[str, Conversation] = {}
+        self.directories: set[str] = set()
+        """Where agents are listed."""
         self.server_id = f"srv_{token_hex(6)}"
         if home is None:
             return
         for name in ("agents", "conversations"):
             (home / name).mkdir(parents=True, exist_ok=True)
+        known = home / "directories.json"
+        self.directories = set(json.loads(known.read_text())) if known.exists() else set()
         identity = home / "server-id"
         if identity.exists():
             self.server_id = identity.read_text()
@@ -47,6 +51,12 @@ class Store:
                 items = [json.loads(line) for line in lines[1:]]
                 found = Conversation(**json.loads(lines[0]) | {"items": items})
                 self.conversations[found.id] = found
+
+    def know(self, directory: str) -> None:
+        """Keep a directory in which agents are listed."""
+        self.directories.add(directory)
+        if self._home is not None:
+            (self._home / "directories.json").write_text(json.dumps(sorted(self.directories)))
 
     def save(self, record: Json) -> None:
         """Keep an agent's record, whole or as it was before."""
