@@ -169,7 +169,10 @@ class PaseoCliBackend:
             raise BackendRejected(failure_words(answer.message or ""))
 
     async def find(self, spec: AgentSpec) -> Agent | None:
-        """The agent of that label; it may still be in the making. No other client's has one like it."""
+        """The agent of that label; it may still be in the making. No other client's has one like it.
+
+        One that was adopted may be there and in no list, if the daemon did not know its directory before.
+        """
         try:
             for look in range(LOOKS):
                 if look:
@@ -180,6 +183,11 @@ class PaseoCliBackend:
                     return await self._held(await self._loaded(one.id), spec, None, None)
         except PaseoError as error:
             raise BackendUnavailable(str(error)) from None
+        if spec.provider_session_id is not None:
+            raise BackendRejected(
+                "the import was not answered, and what it may have made is in no list: the next ensure adopts"
+                " the session once more, so see first that no other agent is on it"
+            )
         return None
 
     async def load(

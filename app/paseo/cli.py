@@ -156,10 +156,10 @@ class PaseoCli:
                 await self._look_again(agent, refused)
 
     async def _look_again(self, agent: str, refused: CommandRefused) -> NoReturn:
-        """Some commands look for an agent only among those that changed last, and others among all."""
+        """Some commands know only listed agents: the last that changed, in directories that are known."""
         if refused.reason is Reason.AGENT_NOT_FOUND:
             await self.inspect(agent)
-            raise CommandRefused("the paseo command does not find the agent among so many others") from None
+            raise CommandRefused("the agent is there, but the paseo command does not list it") from None
         raise refused
 
     async def _ask(

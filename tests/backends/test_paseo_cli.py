@@ -144,6 +144,20 @@ async def test_what_the_daemon_does_not_know_of_an_agent_is_shown_as_nothing(tmp
 # Adopting.
 
 
+async def test_an_adopted_agent_that_stands_in_no_list_is_made_once_and_not_said_to_be_archived(
+    tmp_path: Path,
+) -> None:
+    """As in a directory that the daemon did not know: looked for in vain, it may be there all the same."""
+    adopted = spec(tmp_path, provider="claude", provider_session_id="s-1")
+    async with cli_backend(tmp_path) as backend:
+        agent = await backend.create(adopted)
+        with pytest.raises(BackendRejected, match="in no list"):
+            await backend.find(adopted)
+        with pytest.raises(BackendRejected, match="does not list it"):
+            await agent.archive()
+        assert len(agents(tmp_path)) == 1
+
+
 async def test_what_an_adopted_session_holds_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "history.json").write_text(json.dumps([["user", "first"], ["assistant", "answer"]]))
     adopted = spec(tmp_path, provider="claude", provider_session_id="s-1")
@@ -164,8 +178,9 @@ async def test_what_an_adopted_session_holds_is_told_once(tmp_path: Path) -> Non
 async def test_an_import_that_was_not_answered_is_found_and_made_once(tmp_path: Path) -> None:
     """A second agent would write to the same session of the provider."""
     (tmp_path / "history.json").write_text(json.dumps([["user", "first"], ["assistant", "answer"]]))
-    adopted = spec(tmp_path, provider="claude", provider_session_id="s-1")
+    adopted = spec(tmp_path, provider="claude", provider_session_id="s-1", creation_key="key-2")
     async with cli_backend(tmp_path) as backend:
+        await made(backend, tmp_path)  # so that the daemon knows the directory
         fault(tmp_path, **{"import": "garbage"})
         with pytest.raises(OutcomeUnknown):
             await backend.create(adopted)
@@ -173,7 +188,10 @@ async def test_an_import_that_was_not_answered_is_found_and_made_once(tmp_path: 
         assert found is not None
         (report,) = await found.reports.take()
         assert [s.code for s in report.signals if isinstance(s, Notice)] == ["import_history"]
-        assert len(agents(tmp_path)) == 1
+        assert len(agents(tmp_path)) == 2
+        with pytest.raises(BackendRejected, match="in no list"):
+            await backend.find(spec(tmp_path, provider="claude", provider_session_id="s-1", creation_key="x"))
+        assert len(agents(tmp_path)) == 2
         with pytest.raises(BackendRejected, match="Codex binary not found"):
             await backend.create(spec(tmp_path, provider="codex", provider_session_id="s-2"))
 
@@ -358,11 +376,11 @@ async def test_an_agent_that_is_not_among_the_last_is_neither_lost_nor_taken_for
         for number in range(200):
             state["agents"][f"other-{number}"] = mine | {"id": f"other-{number}", "updated": "9999"}
         (tmp_path / "state.json").write_text(json.dumps(state))
-        with pytest.raises(BackendRejected, match="so many others"):
+        with pytest.raises(BackendRejected, match="does not list it"):
             await agent.archive()
         mine["archived"] = "2026-01-01T00:00:00.000Z"
         (tmp_path / "state.json").write_text(json.dumps(state))
-        with pytest.raises(BackendRejected, match="so many others"):
+        with pytest.raises(BackendRejected, match="does not list it"):
             await backend.load(spec(tmp_path), agent.state.session, None)
 
 

@@ -20,6 +20,7 @@ from tests.paseo.stand_in_daemon import (
     listed,
     new_agent,
     prompt,
+    shown,
     stamp,
 )
 
@@ -77,6 +78,7 @@ def import_(options: Json, words: list[str]) -> Any:
         raise Failed("AGENT_IMPORT_FAILED", f"Failed to import agent: {wrong}")
     with daemon() as state:
         agent = new_agent(state, provider, cwd or os.getcwd(), None, labels(options))
+        agent["adopted"] = True
         history = HOME / "history.json"
         agent["items"] = json.loads(history.read_text()) if history.exists() else []
     return {
@@ -177,9 +179,9 @@ def inspect(options: Json, words: list[str]) -> Any:
 def ls(options: Json, words: list[str]) -> Any:
     """`ls`: the agents, the newest first."""
     with daemon() as state:
-        shown = [
+        found = [
             one
-            for one in state["agents"].values()
+            for one in shown(state)
             if ("-a" in options or one["archived"] is None)
             and labels(options).items() <= one["labels"].items()
         ]
@@ -194,7 +196,7 @@ def ls(options: Json, words: list[str]) -> Any:
             "cwd": one["cwd"],
             "created": "just now",
         }
-        for one in sorted(shown, key=lambda one: (one["archived"] is not None, one["provider"] == "claude"))
+        for one in sorted(found, key=lambda one: (one["archived"] is not None, one["provider"] == "claude"))
     ]
 
 

@@ -78,9 +78,15 @@ LISTED = 200
 """Agents among which some commands look for one: those that changed last."""
 
 
+def shown(state: Json) -> list[Json]:
+    """The agents that stand in lists: where an agent was made before, and not only adopted."""
+    known_places = {one["cwd"] for one in state["agents"].values() if not one.get("adopted")}
+    return [one for one in state["agents"].values() if one["cwd"] in known_places]
+
+
 def listed(state: Json, given: str, code: str) -> Json:
     """The agent of that id, of one that begins so, or of a name that has it in it; among the listed ones."""
-    last = sorted(state["agents"].values(), key=lambda one: str(one["updated"]), reverse=True)[:LISTED]
+    last = sorted(shown(state), key=lambda one: str(one["updated"]), reverse=True)[:LISTED]
     try:
         return known({"agents": {one["id"]: one for one in last}}, given, code, "")
     except Failed:
