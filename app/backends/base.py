@@ -318,6 +318,7 @@ class Agent(Protocol):
 
         Raises:
             BackendUnavailable: it cannot be reached.
+            AgentLost: it is gone, as far as that shows without a prompt.
         """
 
     async def interrupt(self) -> None:

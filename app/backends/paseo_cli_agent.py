@@ -6,6 +6,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from app.backends.base import (
+    AgentLost,
     AgentState,
     Answer,
     BackendRejected,
@@ -131,6 +132,11 @@ class PaseoCliAgent:
         """See that the command finds the agent; the prompt that follows relies on what was seen."""
         try:
             self._reached = (time.monotonic(), await self._cli.inspect(self._id))
+        except Refused as error:
+            if error.reason is not Reason.AGENT_NOT_FOUND:
+                raise BackendUnavailable(error.text) from None
+            await self.release()  # so that it is not held for the next prompt
+            raise AgentLost(error.text) from None
         except PaseoError as error:
             raise BackendUnavailable(str(error)) from None
 

@@ -55,7 +55,8 @@ class CliPace:
     wait: int = 20
     """How long a command waits for a turn at a time: it ends by itself that soon if we are killed."""
     again: float = 2.0
-    """Before a command that failed is tried again."""
+    """Before a command that failed is tried again; then twice as long each time."""
+    longest_again: float = 15.0
 
 
 @dataclass
@@ -118,7 +119,7 @@ class CliFollower:
                 delivered: Delivered = "yes" if turn.was_told else "unknown"
                 return TurnUnknown(cause="unobserved", delivered=delivered)
             self.tell(turn.attempt, LinkRestored())
-        was_away, seen_running, looks = False, False, 0
+        was_away, seen_running, looks, pause = False, False, 0, self._pace.again
         while True:
             answer: Waited | None = None
             try:
@@ -132,8 +133,10 @@ class CliFollower:
                 if not was_away:
                     self.tell(turn.attempt, LinkLost(cause=str(error)))
                 was_away, seen_running = True, False
-                await anyio.sleep(self._pace.again)
+                await anyio.sleep(pause)
+                pause = min(2 * pause, self._pace.longest_again)
                 continue
+            pause = self._pace.again
             if answer is None:  # the daemon's word that it stopped it came before
                 return TurnStopped()
             if answer.status == "timeout":

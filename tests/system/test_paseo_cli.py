@@ -151,6 +151,24 @@ async def test_a_daemon_that_is_down_is_told_with_its_cure(database_url: str, fo
         assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
 
 
+async def test_an_agent_that_was_deleted_is_lost_and_replaced_only_by_an_ensure(
+    database_url: str, folder: Path
+) -> None:
+    """Never silent amnesia; also a prompt that may wait does not wait for it."""
+    async with cli_house(database_url, folder) as house:
+        made = await opened(house)
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, "agents": {}}))
+        turn = await house.run("s-1", "say x", multitask_strategy="enqueue")
+        assert (turn["status"], turn["error"]["code"]) == ("failed", "backend_session_lost")
+        refused = await house.post("/v1/sessions/s-1/turns", {"prompt": "say y"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "backend_session_lost")
+        again = await opened(house)
+        assert again["opened"] == "replaced"
+        assert again["agent_session_id"] != made["agent_session_id"]
+        assert (await house.run("s-1", "say back"))["output_text"] == "back"
+
+
 def test_its_settings_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command has a default; a password needs an address, and that is http."""
     monkeypatch.chdir(tmp_path)
