@@ -68,6 +68,7 @@ class CliTurn:
     is_sure: bool = False
     """Whether the daemon has said that it started."""
     was_told: bool = False
+    """Whether an earlier host had told something of it, so that it had arrived."""
     failure: str | None = None
     """What the daemon said of it, if it failed."""
     is_stopped: bool = False
@@ -99,6 +100,7 @@ class CliFollower:
         self._pace = pace
 
     def follow_up(self, turn: CliTurn) -> None:
+        """See a turn that was sent to its end, in a task of its own; `scope` ends that."""
         self.turn, self.scope = turn, anyio.CancelScope()
         self._tasks.start_soon(self._follow, turn, self.scope, name=f"paseo-cli {self._id}")
 
@@ -254,13 +256,16 @@ class CliFollower:
             self.tell(turn.attempt, end, cursor=cursor)
 
     def tell(self, attempt: str | None, *signals: Signal, cursor: Cursor | None = None) -> None:
+        """Report signals, and with them a position to be committed."""
         size = sum(len(one.text) for one in signals if isinstance(one, TextDelta))
         self.reports.put_nowait(Report(attempt=attempt, signals=signals, cursor=cursor), size)
 
     def passed(self, text: str) -> None:
+        """Take all of a log as told: what comes next is looked for behind it."""
         self.seen = None if text.strip() == activity.NOTHING else position(text)
 
     async def stop(self, turn: CliTurn) -> None:
+        """Ask the daemon to stop the turn; its end is told by whoever follows it. Never raises."""
         turn.stopping = answered = anyio.Event()
         was_stopped = True  # as far as anybody knows, until it is answered
         try:

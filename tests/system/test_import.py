@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +301,45 @@ async def test_a_daemon_started_anew_in_mid_import_has_its_history_told_on(
         assert not any(event["type"] == "notice" for event in log)
         assert (await house.run("new", "say on"))["output_text"] == "on"
         assert imports(twin) == 1
+
+
+async def test_killed_before_the_import_was_answered_it_is_found_and_not_made_again(folder: Path) -> None:
+    """kill -9 while the daemon adopts: the next ensure finds the agent that came of it, with its history."""
+    with free_folder() as own:
+        async with Twin(speed=1000.0) as twin:
+            process = Process(own, twin)
+            try:
+                await process.start()
+                body = {"agent": "scripted-history", "provider": "scripted-history", "cwd": str(own)}
+                async with process.client() as client:
+                    made = (await client.put("/v1/sessions/old", json=body)).json()
+                    turn = (await client.post("/v1/sessions/old/turns", json={"prompt": "say one"})).json()
+                    await client.get(f"/v1/turns/{turn['turn_id']}/wait?timeout_s=60")
+                    await client.delete("/v1/sessions/old")
+                    adopting = {
+                        **body,
+                        "provider_session_id": twin.agent(made["agent_session_id"]).session_id,
+                    }
+                    twin.faults.late["import_agent_request"] = 0.5
+
+                    async def adopted() -> None:
+                        with suppress(httpx.HTTPError):
+                            await client.put("/v1/sessions/new", json=adopting)
+
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(adopted)
+                        await twin.record.wait("import_agent_request")
+                        process.end(signal.SIGKILL)
+                await process.start()
+                async with process.client() as client:
+                    answer = await client.put("/v1/sessions/new", json=adopting)
+                    assert answer.status_code in (200, 201)
+                    log: list[dict[str, Any]] = []
+                    with anyio.fail_after(30):
+                        while "one" not in texts(log):
+                            await anyio.sleep(0.05)
+                            log = await whole_log(client, "new")
+                assert texts(log) == "one"
+                assert imports(twin) == 1
+            finally:
+                process.end(signal.SIGTERM)
