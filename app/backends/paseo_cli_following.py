@@ -57,6 +57,7 @@ class CliPace:
     again: float = 2.0
     """Before a command that failed is tried again; then twice as long each time."""
     longest_again: float = 15.0
+    """The longest of these waits: so late it may be noticed that the daemon is back."""
 
 
 @dataclass

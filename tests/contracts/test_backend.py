@@ -239,7 +239,7 @@ async def live_backend(home: Path) -> AsyncIterator[PaseoBackend]:
 
 @asynccontextmanager
 async def live_cli_backend(home: Path) -> AsyncIterator[PaseoCliBackend]:
-    """A backend at the real daemon by the real command; the agents that it made are archived at the end."""
+    """A backend at the real daemon, by the real command."""
     place = Place(filesystem="shared", default_cwd=home, roots=[home])
     password = os.environ.get("PASEO_PASSWORD") or None
     env = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
