@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,6 +39,7 @@ from app.engine.hosts import Hosts
 from app.engine.keys import Keys
 from app.engine.lifecycle import Lifecycle
 from app.engine.metrics import Metrics
+from app.engine.paths import lies_below_any
 from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
@@ -196,7 +198,11 @@ async def _furnished(
         leases = Leases(
             database, replica, registry.names(), registry.mortal(), lease_s=settings.timing.lease_s
         )
-        collisions_ = Collisions(database, idle_s=settings.timing.collision_idle_s)
+        collisions_ = Collisions(
+            database,
+            idle_s=settings.timing.collision_idle_s,
+            may_read=partial(lies_below_any, [backend.place for backend in registry]),
+        )
         hosts = Hosts(
             database,
             events,

@@ -8,12 +8,16 @@ import fcntl
 import os
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 
+import anyio
+import anyio.to_thread
+
 PREFIX = "alameda-"
-_NAME = re.compile(PREFIX + r"(diff|merge|paseo)-[a-z0-9_]{8}")
+_NAME = re.compile(PREFIX + r"(diff|git|merge|paseo)-[a-z0-9_]{8}")
 _LOCK = ".in-use"
 
 
@@ -44,6 +48,17 @@ class Scratch:
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
+
+
+@asynccontextmanager
+async def scratch_folder(purpose: str) -> AsyncIterator[Path]:
+    """A folder until the end of the block; as `Scratch`, without holding up the event loop."""
+    scratch = await anyio.to_thread.run_sync(Scratch, purpose)
+    try:
+        yield scratch.path
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(scratch.remove)
 
 
 def sweep() -> int:

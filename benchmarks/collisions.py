@@ -82,7 +82,7 @@ async def measure(
     await migrate(address)
     database = Database(address, address, Bell(), pool_size=4)
     line = await address.connect()
-    collisions = Collisions(database, idle_s=IDLE.total_seconds())
+    collisions = Collisions(database, idle_s=IDLE.total_seconds(), may_read=lambda _: False)
     try:
         await _fill(line, sessions, files)
         rows = await line.fetch("SELECT id FROM agent_sessions ORDER BY id")

@@ -17,6 +17,7 @@ from app.domain.errors import DatabaseUnavailable
 from app.domain.events import Event, Resolution
 from app.domain.ids import CollisionId, Owner, SessionKey
 from app.engine.merging import MERGE_S, conflicting
+from app.engine.repositories import IsAllowed
 from app.store import collisions, eventlog, touches
 from app.store.collisions import Pair, Party
 from app.store.database import Database, Transaction
@@ -36,9 +37,13 @@ MERGES = 2
 class Collisions:
     """Finds, tells and resolves collisions; the use-cases on them, within the caller's owner."""
 
-    def __init__(self, database: Database, *, idle_s: float) -> None:
-        """`idle_s`: seconds without a running turn or an event after which a session counts no more."""
+    def __init__(self, database: Database, *, idle_s: float, may_read: IsAllowed) -> None:
+        """`idle_s`: seconds without a running turn or an event after which a session counts no more.
+
+        `may_read` says of which paths git may be asked.
+        """
         self._database = database
+        self._may_read = may_read
         self._idle = timedelta(seconds=idle_s)
         self._merges = anyio.Semaphore(MERGES)
 
@@ -114,7 +119,9 @@ class Collisions:
         with anyio.move_on_at(deadline):
             async with self._merges:
                 rest = deadline - anyio.current_time()
-                return await conflicting(other.own_root, other.root, list(paths), within_s=rest)
+                return await conflicting(
+                    other.own_root, other.root, list(paths), self._may_read, within_s=rest
+                )
         return None
 
     async def _meet(

@@ -1,13 +1,14 @@
 """What has changed in a session's working tree, as git tells it without running anything of the repository's.
 
-An agent, or whoever made the repository, may have put programs into its configuration: filters, external
-diffs, a file system monitor, hooks, commands for a remote. So git works in a directory of ours with a
-configuration of ours, on the repository's objects, a copy of its index, and its working tree. With the
-repository's own configuration it is only asked where things are and what HEAD names; that reads no object.
+Git works in a directory of ours with a configuration of ours, on the repository's objects, a copy of its
+index, and its working tree.
 """
 
 import os
+import stat
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,14 @@ import anyio.to_thread
 
 from app.backends.base import Place
 from app.backends.registry import Registry
-from app.domain.errors import PathNotAllowed, RateLimited, UnsupportedByBackend
+from app.domain.errors import RateLimited, UnsupportedByBackend
 from app.domain.ids import Owner, SessionId
-from app.engine.files import git_environment, read_regular
+from app.engine.files import copy_regular, read_regular
+from app.engine.git import run_git
 from app.engine.paths import check_requested, lies_below
-from app.process import Finished, run
-from app.scratch import Scratch
+from app.engine.repositories import MAX_POINTER, IsAllowed, Repository, find_repository
+from app.process import Finished
+from app.scratch import scratch_folder
 from app.store import sessions
 from app.store.database import Database
 
@@ -32,6 +35,12 @@ MAX_LIST = 1024 * 1024
 """Bytes of the list of changed files."""
 MAX_INDEX = 256 * 1024 * 1024
 """Bytes of an index that is copied."""
+MAX_INDEXED = 64 * 1024 * 1024
+"""Bytes of the list of what is in an index."""
+MAX_NEW_FILE = 64 * 1024 * 1024
+"""Bytes of a new file at which git looks; a larger one is told as a binary one."""
+MAX_EXCLUDE = 1024 * 1024
+"""Bytes of the repository's own list of what is ignored."""
 GIT_S = 10.0
 """Seconds that all of a diff may take."""
 AT_ONCE = 4
@@ -42,14 +51,9 @@ EMPTY_TREE = {
     "sha256": "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321",
 }
 """What a repository without a commit is compared with, by the object format."""
-_ENVIRONMENT = {
-    "GIT_ATTR_NOSYSTEM": "1",
-    "GIT_NO_REPLACE_OBJECTS": "1",
-    "GIT_LITERAL_PATHSPECS": "1",
-}
 FATAL = 128
 """The status with which git gives up."""
-_DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=dirty")
+_DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +76,6 @@ class WorkingTreeDiff:
     diff: str
     truncated: bool
     """Whether a bound was met: more differs than is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Repository:
-    root: Path
-    objects: Path
-    index: Path
-    format: str
-    head: str | None
 
 
 class Diffs:
@@ -113,168 +108,172 @@ class Diffs:
 
 
 async def _diff(cwd: str, place: Place) -> WorkingTreeDiff:
-    until = anyio.current_time() + GIT_S * 0.9
-    found = await _repository(cwd, place, until)
-    base = found.head or EMPTY_TREE[found.format]
-    scratch = await anyio.to_thread.run_sync(Scratch, "diff")
-    own = scratch.path
-    try:
+    until = time.monotonic() + GIT_S * 0.9
+    is_allowed = partial(lies_below, place=place)
+    found = await find_repository(cwd, is_allowed, until)
+    async with scratch_folder("diff") as own:
         await anyio.to_thread.run_sync(_make_git_dir, own, found)
-        env = {
-            "GIT_DIR": str(own),
+        return await _in_own(found, _Workshop(found, own, until), is_allowed)
+
+
+async def _in_own(found: Repository, shop: "_Workshop", is_allowed: IsAllowed) -> WorkingTreeDiff:
+    base = found.head or EMPTY_TREE[found.format]
+    indexed = await shop.git(["ls-files", "--stage", "-z"], MAX_INDEXED)
+    kept, is_safe = await anyio.to_thread.run_sync(_vet, found.root, indexed.stdout, is_allowed, shop.until)
+    if indexed.code != 0 or not is_safe:  # an index in parts, a broken or a hostile one
+        await anyio.to_thread.run_sync(partial((shop.own / "index").unlink, missing_ok=True))
+        await shop.git(["read-tree", base], 0)
+        indexed = await shop.git(["ls-files", "--stage", "-z"], MAX_INDEXED)
+        kept, is_safe = await anyio.to_thread.run_sync(
+            _vet, found.root, indexed.stdout, is_allowed, shop.until
+        )
+    if indexed.code is None:
+        raise UnsupportedByBackend(detail="the working tree has too many files")
+    if not is_safe:
+        raise UnsupportedByBackend(detail="git cannot compare this working tree")
+    diff = [*_DIFF, f"--ignore-submodules={'dirty' if kept.may_ask_submodules else 'all'}"]
+    whole, huge = await _know_new_files(shop, found.root, kept.no_files)
+    listed = await shop.git([*diff, "--numstat", "-z", base, "--", "."], MAX_LIST)
+    shown = await shop.git([*diff, "--patch", base, "--", "."], MAX_DIFF)
+    if listed.code not in (0, None) or shown.code not in (0, None):
+        raise UnsupportedByBackend(detail="git cannot compare this working tree")
+    return WorkingTreeDiff(
+        root=os.fsencode(found.root).decode(errors="replace"),
+        base=found.head,
+        files=sorted([*_files(listed.stdout), *huge], key=lambda file: file.path),
+        diff=shown.stdout.decode(errors="replace"),
+        truncated=not whole or bool(huge) or None in (listed.code, shown.code),
+    )
+
+
+class _Workshop:
+    """A git directory of ours, set to work on a repository's objects and its working tree."""
+
+    def __init__(self, found: Repository, own: Path, until: float) -> None:
+        self.own = own
+        self.until = until
+        self.blank = b"0" * 39 + b"1" if found.format == "sha1" else b"0" * 63 + b"1"
+        self._root = found.root
+        self._env = {
             "GIT_WORK_TREE": str(found.root),
             "GIT_OBJECT_DIRECTORY": str(own / "objects"),
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{_quoted(found.objects)}"',
         }
-        whole = await _know_new_files(found, base, own, env, until)
-        listed = await _git([*_DIFF, "--numstat", "-z", base, "--", "."], found.root, env, until, MAX_LIST)
-        shown = await _git([*_DIFF, "--patch", base, "--", "."], found.root, env, until, MAX_DIFF)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(scratch.remove)
-    if listed.code not in (0, None) or shown.code not in (0, None):
-        raise UnsupportedByBackend(detail="git cannot compare this working tree")
-    return WorkingTreeDiff(
-        root=str(found.root),
-        base=found.head,
-        files=_files(listed.stdout),
-        diff=shown.stdout.decode(errors="replace"),
-        truncated=not whole or None in (listed.code, shown.code),
-    )
+
+    async def git(self, words: Sequence[str], most: int, stdin: Path | None = None) -> Finished:
+        """A run of git at the working tree's root."""
+        return await run_git(
+            words,
+            git_dir=self.own,
+            cwd=self._root,
+            env=self._env,
+            until=self.until,
+            most=most,
+            stdin=stdin,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Vetted:
+    """What an index has that needs care."""
+
+    no_files: list[bytes]
+    """Where the working tree has what is no file: a pipe, a device. Git would wait for it."""
+    may_ask_submodules: bool
+    """Whether what git reads of its submodules may be read, of all of them."""
+
+
+def _vet(root: Path, indexed: bytes, is_allowed: IsAllowed, until: float) -> tuple[_Vetted, bool]:
+    """Look at every name of an index before git does; false if one leads out of the working tree."""
+    no_files, may_ask = [], True
+    for number, entry in enumerate(indexed.split(b"\0")[:-1]):
+        told, _, name = entry.partition(b"\t")
+        if {part.lower() for part in name.split(b"/")} & {b"", b".", b"..", b".git"}:
+            return _Vetted([], False), False
+        if number % 1000 == 999 and time.monotonic() > until:
+            raise UnsupportedByBackend(detail="the working tree has too many files")
+        path = os.path.join(os.fsencode(root), name)
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            continue
+        if told.startswith(b"160000"):
+            may_ask &= not os.path.lexists(path + b"/.git") or _may_be_asked(path, is_allowed)
+        elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            no_files.append(name)
+    return _Vetted(no_files, may_ask), True
+
+
+def _may_be_asked(submodule: bytes, is_allowed: IsAllowed) -> bool:
+    """Whether git, asked for a submodule's commit, reads nothing that may not be read."""
+    try:
+        here = os.fsdecode(os.path.join(submodule, b".git"))
+        if not os.path.isdir(here):
+            found = read_regular(here, MAX_POINTER)
+            pointer = "" if found is None else os.fsdecode(found[0]).rstrip("\r\n")
+            here = os.path.join(os.fsdecode(submodule), pointer.removeprefix("gitdir: "))
+        places = [here, f"{here}/HEAD", f"{here}/refs", f"{here}/packed-refs", f"{here}/commondir"]
+        return all(is_allowed(Path(each)) for each in places)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 async def _know_new_files(
-    found: _Repository, base: str, own: Path, env: dict[str, str], until: float
-) -> bool:
+    shop: _Workshop, root: Path, no_files: Sequence[bytes]
+) -> tuple[bool, list[ChangedFile]]:
     """Put files that git does not know into our index, as empty ones; false if not all of them.
 
-    `git add` would do it too, and ask the submodules how they are: that runs what they name.
+    `git add` would do it too, and ask the submodules how they are: that runs what they name. What is no file
+    any more leaves the index. What is too large to be looked at is returned.
     """
-    others = ["ls-files", "--others", "--exclude-standard", "-z", "--", "."]
-    listed = await _git(others, found.root, env, until, MAX_LIST)
-    if listed.code == FATAL:  # an index in parts, or a broken one: without it every file is read
-        await anyio.to_thread.run_sync(partial((own / "index").unlink, missing_ok=True))
-        await _git(["read-tree", base], found.root, env, until, 0)
-        listed = await _git(others, found.root, env, until, MAX_LIST)
+    listed = await shop.git(["ls-files", "--others", "--exclude-standard", "-z", "--", "."], MAX_LIST)
     names = [name for name in listed.stdout.split(b"\0")[:-1] if not name.endswith(b"/")]
-    blank = b"0" * 39 + b"1" if found.format == "sha1" else b"0" * 63 + b"1"
-    entries = b"".join(b"100644 " + blank + b"\t" + name + b"\0" for name in names)
-    await anyio.to_thread.run_sync((own / "new").write_bytes, entries)
-    words = ["update-index", "-z", "--index-info"]
-    added = await _git(words, found.root, env, until, 0, stdin=own / "new")
-    return (listed.code, added.code) == (0, 0)
+    huge = set(await anyio.to_thread.run_sync(_larger, root, names))
+    entries = b"".join(b"100644 %s\t%s\0" % (shop.blank, name) for name in names if name not in huge)
+    entries += b"".join(b"0 %s\t%s\0" % (shop.blank, name) for name in no_files)
+    await anyio.to_thread.run_sync((shop.own / "new").write_bytes, entries)
+    added = await shop.git(["update-index", "-z", "--index-info"], 0, stdin=shop.own / "new")
+    told = [ChangedFile(name.decode(errors="replace"), None, None) for name in huge]
+    return (listed.code, added.code) == (0, 0), told
 
 
-async def _repository(cwd: str, place: Place, until: float) -> _Repository:
-    """Where the repository keeps its things; this asks git, and runs nothing that its configuration names."""
-    asked = ["--show-toplevel", "--show-object-format", "--git-dir", "--git-common-dir"]
-    asked += ["--git-path", "objects", "--git-path", "index"]
-    words = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
-    told = await _git([*words, "rev-parse", "--path-format=absolute", *asked], cwd, {}, until, 65536)
-    lines = told.stdout.decode(errors="surrogateescape").splitlines()
-    if told.code != 0 or len(lines) != 6:
-        raise UnsupportedByBackend(detail="the session's directory is in no git working tree")
-    head = await _git([*words, "rev-parse", "--verify", "--quiet", "HEAD"], cwd, {}, until, 1000)
-    root, form, *parts = lines
-    places = [Path(root), *map(Path, parts)]
-    await anyio.to_thread.run_sync(partial(_check_places, places, Path(parts[2]), place))
-    commit = head.stdout.decode().strip() if head.code == 0 else None
-    return _Repository(Path(root), Path(parts[2]), Path(parts[3]), form, commit)
+def _larger(root: Path, names: Sequence[bytes]) -> list[bytes]:
+    found = []
+    for name in names:
+        with suppress(OSError):
+            if os.lstat(os.path.join(os.fsencode(root), name)).st_size > MAX_NEW_FILE:
+                found.append(name)
+    return found
 
 
-def _check_places(places: Sequence[Path], objects: Path, place: Place) -> None:
-    """Refuse a repository that borrows from outside the roots: it could show what the caller may not see."""
-    alternates = objects / "info" / "alternates"
-    borrowed = (
-        _read(alternates, 65536).decode(errors="surrogateescape").splitlines()
-        if _is_there(alternates)
-        else []
-    )
-    stores = [objects, *(objects / line for line in borrowed if line and not line.startswith("#"))]
-    # Git unquotes a quoted line, follows the alternates of alternates, and whatever a symbolic link leads to.
-    strays = (
-        any(line.startswith('"') for line in borrowed)
-        or any(_is_there(store / "info" / "alternates") for store in stores[1:])
-        or any(not lies_below(path, place) for path in [*places, *stores])
-        or any(_has_links(store) for store in stores)
-    )
-    if strays:
-        raise PathNotAllowed(detail="the repository lies outside the allowed roots, in part at least")
-
-
-def _has_links(store: Path) -> bool:
-    """Whether any file or folder of an object store is a symbolic link; git makes none."""
-    folders = [store]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        return True
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-        except OSError:  # it is not there, or not ours to read: git will say so
-            continue
-    return False
-
-
-def _make_git_dir(own: Path, found: _Repository) -> None:
+def _make_git_dir(own: Path, found: Repository) -> None:
     """Make it a git directory that has no configuration but the object format."""
-    for name in ("objects", "refs"):
+    for name in ("objects", "refs", "info"):
         (own / name).mkdir()
     (own / "HEAD").write_text("ref: refs/heads/none\n")
     version = 0 if found.format == "sha1" else 1
     extension = "" if found.format == "sha1" else f"[extensions]\n\tobjectformat = {found.format}\n"
     config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n{extension}"
     (own / "config").write_text(config)
-    if _is_there(found.index):
-        (own / "index").write_bytes(_read(found.index, MAX_INDEX))
+    _copy(found.index, own / "index", MAX_INDEX)
+    _copy(found.common / "info" / "exclude", own / "info" / "exclude", MAX_EXCLUDE)
 
 
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
-
-
-def _read(path: Path, most: int) -> bytes:
-    """A regular file's content; never waits for one that is a pipe."""
+def _copy(path: Path, to: Path, most: int) -> None:
+    """Copy a file of the repository's, if it is there; never waits for one that is a pipe."""
     try:
-        found = read_regular(path, most)
+        if copy_regular(path, to, most):
+            return
+    except FileNotFoundError:
+        return
     except OSError:
-        raise UnsupportedByBackend(detail=f"the repository's {path.name} cannot be read") from None
-    if found is None:
-        raise UnsupportedByBackend(detail=f"the repository's {path.name} is no file of a usual size")
-    return found[0]
+        pass
+    raise UnsupportedByBackend(detail=f"the repository's {path.name} is no file that can be read")
 
 
 def _quoted(path: Path) -> str:
     """A path as git reads it in a list: in C's quotes."""
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')
-
-
-async def _git(
-    words: Sequence[str],
-    cwd: str | Path,
-    env: dict[str, str],
-    until: float,
-    most: int,
-    *,
-    stdin: Path | None = None,
-) -> Finished:
-    """A run of git, cut off at its bounds."""
-    seconds = max(0.0, until - anyio.current_time())
-    command = ["git", "--no-pager", *words]
-    try:
-        return await run(
-            command,
-            env=git_environment({**_ENVIRONMENT, **env}),
-            deadline=seconds,
-            most=max(most, 1),
-            cwd=str(cwd),
-            stdin=stdin,
-            cut=True,
-        )
-    except OSError:
-        raise UnsupportedByBackend(detail="git is not installed on this machine") from None
+    return str(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _files(listed: bytes) -> list[ChangedFile]:

@@ -1,20 +1,23 @@
 """Whether git could merge what two worktrees of one repository have made of a file.
 
 Git is asked in a scratch repository that borrows the objects of both, so that nothing of theirs is changed,
-and nothing that stands in their configuration (filters, drivers, hooks) is run.
+and nothing that stands in their configuration (filters, drivers, hooks, remotes) is run.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from subprocess import DEVNULL
 
 import anyio
 import anyio.to_thread
 import structlog
 
-from app.engine.files import git_environment, read_regular
-from app.scratch import Scratch
+from app.domain.errors import PathNotAllowed, UnsupportedByBackend
+from app.engine.files import read_below
+from app.engine.git import run_git
+from app.engine.repositories import IsAllowed, Repository, find_repository
+from app.scratch import scratch_folder
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +25,9 @@ MERGE_S = 3.0
 """Seconds that the answer may take; the agent's next events wait for it."""
 MAX_BYTES = 16 * 1024 * 1024
 """Bytes of one worktree's files that git is asked about at once."""
-_ENVIRONMENT = {
-    "GIT_NO_LAZY_FETCH": "1",
+MAX_ANSWER = 1024 * 1024
+"""Bytes of the names of files that conflict."""
+_WHO = {
     "GIT_AUTHOR_NAME": "alameda",
     "GIT_AUTHOR_EMAIL": "alameda@localhost",
     "GIT_COMMITTER_NAME": "alameda",
@@ -36,71 +40,70 @@ class _CannotTell(Exception):
 
 
 async def conflicting(
-    root: str, other_root: str, paths: Sequence[str], *, within_s: float = MERGE_S
+    root: str, other_root: str, paths: Sequence[str], is_allowed: IsAllowed, *, within_s: float = MERGE_S
 ) -> frozenset[str] | None:
     """Which of `paths` conflict if the two worktrees are merged, with those files as they now are.
 
-    Null if git cannot tell within `within_s` seconds.
+    Null if git cannot tell within `within_s` seconds, or would have to read what it may not.
     """
     try:
         with anyio.fail_after(within_s):
-            return await _ask(root, other_root, paths)
-    except (_CannotTell, OSError, TimeoutError, ValueError) as error:
+            return await _ask((root, other_root), paths, is_allowed, time.monotonic() + within_s)
+    except (_CannotTell, PathNotAllowed, UnsupportedByBackend, OSError, TimeoutError, ValueError) as error:
         log.info("merge_not_tried", reason=type(error).__name__)
         return None
 
 
-async def _ask(root: str, other_root: str, paths: Sequence[str]) -> frozenset[str]:
-    heads = [await _head(one) for one in (root, other_root)]
-    objects = "\n".join(dict.fromkeys(objects for _, objects in heads)) + "\n"
+async def _ask(
+    roots: Sequence[str], paths: Sequence[str], is_allowed: IsAllowed, until: float
+) -> frozenset[str]:
+    found = [await find_repository(root, is_allowed, until) for root in roots]
     changes = b""
-    for number, ((head, _), one) in enumerate(zip(heads, (root, other_root), strict=True)):
-        changes += await anyio.to_thread.run_sync(_changes, number, head, one, paths, abandon_on_cancel=True)
-    hashing = "sha256" if len(heads[0][0]) == 64 else "sha1"
-    folder = await anyio.to_thread.run_sync(Scratch, "merge")
-    scratch = folder.path
-    try:
-        await _git(scratch, "init", "-q", "--bare", "--template=", f"--object-format={hashing}")
-        alternates = scratch / "objects" / "info" / "alternates"
-        await anyio.to_thread.run_sync(alternates.write_bytes, os.fsencode(objects))
-        await _git(scratch, "fast-import", "--quiet", given=changes)
-        status, answer = await _run(
-            scratch,
-            *("merge-tree", "--write-tree", "--name-only", "-z", "--no-messages"),
-            *("refs/heads/side-0", "refs/heads/side-1"),
-        )
-        if status not in (0, 1):  # no common history, or a git before 2.38
+    for number, repository in enumerate(found):
+        if str(repository.root) != roots[number] or repository.head is None:
             raise _CannotTell
-        conflicts = answer.split(b"\x00")[1:] if status == 1 else []
-        return frozenset(path for path in paths if path.encode() in conflicts)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(folder.remove)
+        changes += await anyio.to_thread.run_sync(_changes, number, repository, paths)
+    async with scratch_folder("merge") as scratch:
+        return await _merge(scratch, found, changes, paths, until)
 
 
-async def _head(root: str) -> tuple[str, str]:
-    """What a worktree stands on, and where its repository keeps objects."""
-    answer = await _git(
-        Path(root),
-        *("-c", "core.fsmonitor=false", "rev-parse", "--path-format=absolute"),
-        *("--git-common-dir", "--verify", "HEAD^{commit}"),
-    )
-    directory, _, head = os.fsdecode(answer).rstrip("\n").rpartition("\n")
-    if not directory.startswith("/") or "\n" in directory:
+async def _merge(
+    scratch: Path, found: Sequence[Repository], changes: bytes, paths: Sequence[str], until: float
+) -> frozenset[str]:
+    async def git(*words: str, stdin: Path | None = None) -> tuple[int | None, bytes]:
+        done = await run_git(words, git_dir=scratch, until=until, most=MAX_ANSWER, env=_WHO, stdin=stdin)
+        return done.code, done.stdout
+
+    made, _ = await git("init", "-q", "--bare", "--template=", f"--object-format={found[0].format}")
+    if made != 0:
         raise _CannotTell
-    return head, f"{directory}/objects"
+    stores = "\n".join(dict.fromkeys(str(repository.objects) for repository in found)) + "\n"
+    await anyio.to_thread.run_sync((scratch / "objects/info/alternates").write_bytes, os.fsencode(stores))
+    given = scratch / "changes"
+    await anyio.to_thread.run_sync(given.write_bytes, changes)
+    imported, _ = await git("fast-import", "--quiet", stdin=given)
+    if imported != 0:
+        raise _CannotTell
+    status, answer = await git(
+        *("merge-tree", "--write-tree", "--name-only", "-z", "--no-messages"),
+        *("refs/heads/side-0", "refs/heads/side-1"),
+    )
+    if status not in (0, 1):  # no common history, a git before 2.38, or more conflicts than are read
+        raise _CannotTell
+    conflicts = answer.split(b"\x00")[1:] if status == 1 else []
+    return frozenset(path for path in paths if path.encode() in conflicts)
 
 
-def _changes(number: int, head: str, root: str, paths: Sequence[str]) -> bytes:
-    """A commit on top of `head`, for `git fast-import`: the files as the worktree now has them."""
+def _changes(number: int, found: Repository, paths: Sequence[str]) -> bytes:
+    """A commit on top of HEAD, for `git fast-import`: the files as the worktree now has them."""
     lines = [
         f"commit refs/heads/side-{number}\ncommitter alameda <alameda@localhost> 0 +0000\n".encode(),
-        f"data 3\nnow\nfrom {head}\n".encode(),
+        f"data 3\nnow\nfrom {found.head}\n".encode(),
     ]
     room = MAX_BYTES
     for path in paths:
         quoted = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").encode()
-        content, mode = _content(root, path, room)
+        content, mode = _content(found.root, path, room)
         if content is None:
             lines.append(b'D "%s"\n' % quoted)
         else:
@@ -109,34 +112,13 @@ def _changes(number: int, head: str, root: str, paths: Sequence[str]) -> bytes:
     return b"".join([*lines, b"\n"])
 
 
-def _content(root: str, path: str, room: int) -> tuple[bytes | None, bytes]:
+def _content(root: Path, path: str, room: int) -> tuple[bytes | None, bytes]:
     """The file's content and git's word for its mode; null if it is gone."""
     try:
-        found = read_regular(f"{root}/{path}", room)
+        found = read_below(root, path, room)
     except (FileNotFoundError, NotADirectoryError):
         return None, b""
     if found is None:
         raise _CannotTell
     content, mode = found
     return content, b"100755" if mode & 0o100 else b"100644"
-
-
-async def _git(folder: Path, *arguments: str, given: bytes | None = None) -> bytes:
-    status, answer = await _run(folder, *arguments, given=given)
-    if status != 0:
-        raise _CannotTell
-    return answer
-
-
-async def _run(folder: Path, *arguments: str, given: bytes | None = None) -> tuple[int, bytes]:
-    """Git's exit status and output; it is killed if the wait for it ends."""
-    done = await anyio.run_process(
-        ["git", *arguments],
-        input=given or None,
-        stdin=None if given else DEVNULL,
-        stderr=DEVNULL,
-        check=False,
-        cwd=folder,
-        env=git_environment(_ENVIRONMENT),
-    )
-    return done.returncode, done.stdout

@@ -1,6 +1,7 @@
 """Where an agent may work: below the allowed roots, on this machine's disk or by the path's text alone."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path, PurePath, PurePosixPath
 
 from app.backends.base import Place
@@ -55,6 +56,11 @@ def lies_below(path: Path, place: Place) -> bool:
     """Whether a path on this machine, its links followed, lies below one of the roots."""
     resolved = path.resolve()
     return any(resolved.is_relative_to(_resolved(root)) for root in place.roots)
+
+
+def lies_below_any(places: Iterable[Place], path: Path) -> bool:
+    """The same of all the places that are on this machine."""
+    return any(place.filesystem == "shared" and lies_below(path, place) for place in places)
 
 
 def _resolved(root: PurePath) -> Path:

@@ -3,13 +3,24 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from app.backends.base import Place
 from app.engine import merging
-from app.engine.merging import conflicting
+from app.engine.paths import lies_below
 from tests.engine.worktrees import git, two_worktrees, write
+
+
+async def conflicting(
+    one: Path, two: Path, paths: list[str], root: Path | None = None, within_s: float = 3.0
+) -> frozenset[str] | None:
+    """What git says, asked as the service asks it, which may read below `root`."""
+    place = Place(filesystem="shared", default_cwd=one, roots=(root or one.parent,))
+    may_read = partial(lies_below, place=place)
+    return await merging.conflicting(str(one), str(two), paths, may_read, within_s=within_s)
 
 
 async def test_git_is_asked_what_really_conflicts(tmp_path: Path) -> None:
@@ -19,9 +30,9 @@ async def test_git_is_asked_what_really_conflicts(tmp_path: Path) -> None:
     write(two, 18, "yours\n")
     before = [git(where, "status", "--porcelain=v2", "--branch") for where in (one, two)]
     objects = sorted(path for path in (one / ".git").rglob("*"))
-    assert await conflicting(str(one), str(two), ["a.txt"]) == frozenset()
+    assert await conflicting(one, two, ["a.txt"]) == frozenset()
     write(two, 2, "yours\n")
-    assert await conflicting(str(one), str(two), ["a.txt"]) == frozenset({"a.txt"})
+    assert await conflicting(one, two, ["a.txt"]) == frozenset({"a.txt"})
     assert [git(where, "status", "--porcelain=v2", "--branch") for where in (one, two)] == before
     assert sorted(path for path in (one / ".git").rglob("*")) == objects
 
@@ -32,7 +43,7 @@ async def test_what_was_committed_counts_as_well(tmp_path: Path) -> None:
     git(one, "commit", "-q", "-a", "-m", "mine")
     write(two, 2, "yours\n")
     git(two, "commit", "-q", "-a", "-m", "yours")
-    assert await conflicting(str(one), str(two), ["a.txt"]) == frozenset({"a.txt"})
+    assert await conflicting(one, two, ["a.txt"]) == frozenset({"a.txt"})
 
 
 async def test_a_deleted_a_new_and_an_equal_file(tmp_path: Path) -> None:
@@ -44,7 +55,7 @@ async def test_a_deleted_a_new_and_an_equal_file(tmp_path: Path) -> None:
         (where / "new.txt").write_text(f"{where.name}\n")
         (where / "empty.txt").write_text("")
     names = ["gone.txt", "new.txt", "equal.txt", "empty.txt"]
-    assert await conflicting(str(one), str(two), names) == frozenset({"gone.txt", "new.txt"})
+    assert await conflicting(one, two, names) == frozenset({"gone.txt", "new.txt"})
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,7 @@ async def test_any_name_is_asked_about(tmp_path: Path, name: str) -> None:
     one, two = two_worktrees(tmp_path, name)
     write(one, 2, "mine\n", name)
     write(two, 2, "yours\n", name)
-    assert await conflicting(str(one), str(two), [name]) == frozenset({name})
+    assert await conflicting(one, two, [name]) == frozenset({name})
 
 
 async def test_two_clones_of_one_repository_are_merged_too(tmp_path: Path) -> None:
@@ -62,7 +73,7 @@ async def test_two_clones_of_one_repository_are_merged_too(tmp_path: Path) -> No
     git(tmp_path, "clone", "-q", str(one), "clone")
     write(one, 2, "mine\n")
     write(tmp_path / "clone", 2, "yours\n")
-    assert await conflicting(str(one), str(tmp_path / "clone"), ["a.txt"]) == frozenset({"a.txt"})
+    assert await conflicting(one, tmp_path / "clone", ["a.txt"]) == frozenset({"a.txt"})
 
 
 def _no_repository(one: Path, two: Path) -> None:
@@ -105,7 +116,7 @@ def _gone(one: Path, two: Path) -> None:
 async def test_what_git_cannot_tell_is_null(tmp_path: Path, spoil: Callable[[Path, Path], None]) -> None:
     one, two = two_worktrees(tmp_path)
     spoil(one, two)
-    assert await conflicting(str(one), str(two), ["a.txt"]) is None
+    assert await conflicting(one, two, ["a.txt"]) is None
 
 
 async def test_nothing_that_a_repository_configures_is_run(tmp_path: Path) -> None:
@@ -128,7 +139,7 @@ async def test_nothing_that_a_repository_configures_is_run(tmp_path: Path) -> No
         git(one, "config", key, str(program))
     git(one, "config", "core.fsmonitor", str(program))
     ran.unlink(missing_ok=True)
-    assert await conflicting(str(one), str(two), ["a.txt"]) == frozenset({"a.txt"})
+    assert await conflicting(one, two, ["a.txt"]) == frozenset({"a.txt"})
     assert not ran.exists()
 
 
@@ -143,5 +154,5 @@ async def test_a_git_that_does_not_answer_is_not_waited_for(
     (folder / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     began = time.monotonic()
-    assert await conflicting(str(one), str(two), ["a.txt"], within_s=0.3) is None
+    assert await conflicting(one, two, ["a.txt"], within_s=0.3) is None
     assert time.monotonic() - began < 10

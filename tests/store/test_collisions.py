@@ -24,6 +24,11 @@ from app.store.touches import MAX_LINES_TEXT, MAX_OTHERS, MAX_PATH, OTHERS
 IDLE = timedelta(minutes=30)
 
 
+def comparer(database: Database) -> Collisions:
+    """What one process does about collisions; git is never asked."""
+    return Collisions(database, idle_s=1800, may_read=lambda _: False)
+
+
 class Store:
     """A process's database, and a connection like the appender's."""
 
@@ -74,7 +79,7 @@ class Store:
         """Compare what the sessions wrote, all at once, in processes of their own."""
         async with anyio.create_task_group() as tasks:
             for session in sessions * times:
-                tasks.start_soon(Collisions(self.database, idle_s=1800).look, session)
+                tasks.start_soon(comparer(self.database).look, session)
 
 
 @asynccontextmanager
@@ -331,7 +336,7 @@ async def test_what_a_process_left_unsaid_is_told_by_another(store: Store) -> No
     one, two = await store.session("one"), await store.session("two")
     await store.touch(one)
     await store.touch(two)
-    collisions = Collisions(store.database, idle_s=1800)
+    collisions = comparer(store.database)
     await collisions.sweep()
     assert await store.told(one) == [], "its own process may just be about to"
     await store.line.execute("UPDATE file_touches SET touched_at = now() - interval '1 minute'")
@@ -347,7 +352,7 @@ async def test_a_session_idle_for_long_is_in_no_collision_any_more(store: Store)
     await store.touch(one)
     await store.touch(two)
     await store.look(one)
-    collisions = Collisions(store.database, idle_s=1800)
+    collisions = comparer(store.database)
     await collisions.sweep()
     assert [event["type"] for event in await store.told(one)] == ["file.collision"]
     await store.line.execute(
