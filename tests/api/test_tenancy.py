@@ -1,6 +1,7 @@
 """Two owners on one service: neither sees, changes or even notices what is the other's (T11 to T13)."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.test_threats import walk
 from tests.house import PATIENCE, House, Stream, durable
 
 HERS = {"session_id": "shared-name", "chat_id": "chat", "project_id": "project", "title": "canary-title"}
@@ -27,9 +29,15 @@ async def tenant(house: House, owner: str = "other") -> AsyncIterator[httpx.Asyn
 
 
 async def her_things(house: House) -> dict[str, str]:
-    """A session of the first owner with an ended turn, an open one, a permission and a task that wait."""
+    """A session of the first owner with an ended turn, an open one, a permission and a task that wait.
+
+    A second session of hers has written the same file.
+    """
     await house.ensure(HERS["session_id"], **{k: v for k, v in HERS.items() if k != "session_id"})
-    ended = await house.run(HERS["session_id"], "say canary-output")
+    ended = await house.run(HERS["session_id"], "edit canary-file\nsay canary-output")
+    await house.ensure("shared-second", project_id=HERS["project_id"])
+    await house.run("shared-second", "edit canary-file")
+    (collision,) = (await house.get("/v1/collisions"))["items"]
     turn = await house.prompt(HERS["session_id"], "ask canary-command")
     async with house.stream(f"/v1/turns/{turn['turn_id']}/events/stream") as stream:
         frames = await stream.until("permission.requested")
@@ -44,6 +52,7 @@ async def her_things(house: House) -> dict[str, str]:
         "task": task.json()["task_id"],
         "ended": ended["turn_id"],
         "turn": turn["turn_id"],
+        "collision": collision["collision_id"],
         "permission": asked.data["data"]["permission_id"],
     }
 
@@ -89,6 +98,7 @@ ROUTES: list[tuple[str, str, str, Any]] = [
     ("GET", "/v1/tasks/{}", "task", None),
     ("POST", "/v1/tasks/{}/cancel", "task", None),
     ("POST", "/v1/tasks/{}/retry", "task", None),
+    ("GET", "/v1/collisions/{}", "collision", None),
     ("GET", "/v1/permissions/{}", "permission", None),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "allow"}),
     ("POST", "/v1/permissions/{}/respond", "permission", {"outcome": "deny", "option_id": "x"}),
@@ -99,8 +109,59 @@ MISSING = {
     "turn": "trn_x",
     "ended": "trn_x",
     "task": "tsk_x",
+    "collision": "col_x",
     "permission": "prm_x",
 }
+SHARED = {
+    ("PUT", "/v1/sessions/{}"),  # makes one of the caller's own: T13
+    ("GET", "/v1/backends/{}"),
+    ("GET", "/v1/backends/{}/providers"),
+    ("POST", "/v1/backends/{}/drain"),
+    ("POST", "/v1/backends/{}/resume"),
+    ("DELETE", "/v1/api-keys/{}"),
+    ("GET", "/console/static/{}"),
+}
+"""Routes with a name in their path that is nobody's: the operator's, with `admin`, or everybody's."""
+
+LISTS = [
+    "/v1/sessions",
+    "/v1/sessions?chat_id=chat",
+    "/v1/sessions?project_id=project",
+    "/v1/sessions?agent=demo&backend=demo&status=active",
+    "/v1/sessions?activity=requires_action",
+    "/v1/sessions?cursor={cursor}",
+    "/v1/tasks",
+    "/v1/tasks?status=pending",
+    "/v1/tasks?session_id={session}",
+    "/v1/tasks?cursor={cursor}",
+    "/v1/permissions",
+    "/v1/permissions?status=pending",
+    "/v1/permissions?session_id={session}",
+    "/v1/collisions",
+    "/v1/collisions?project_id=project&status=open",
+    "/v1/collisions?cursor={cursor}",
+    "/v1/projects/project/files",
+    "/v1/projects/project/files?cursor={cursor}",
+]
+NO_LISTS = {
+    "/v1/events/stream",  # T12
+    "/v1/terminals/search",
+    "/v1/backends",
+    "/v1/api-keys",
+}
+"""Routes under /v1 that need no id to be read, and show nothing of another's or need `admin`."""
+
+
+async def test_t11_every_route_is_in_a_table_of_this_file(house: House) -> None:
+    """A new route that takes an id, or lists what is somebody's, fails here until it is added."""
+    told = {(method, path.partition("?")[0]) for method, path, _, _ in ROUTES}
+    lists = {path.partition("?")[0].replace("/project/", "/{}/") for path in LISTS}
+    for method, path in walk(house.app):
+        plain = re.sub(r"\{\w+\}", "{}", path)
+        if method == "GET" and plain.startswith("/v1/") and (method, plain) not in told | SHARED:
+            assert plain in lists | NO_LISTS, f"{plain} shows nobody's, its caller's or everybody's things?"
+        elif "{}" in plain:
+            assert (method, plain) in told | SHARED, f"{method} {plain} is tested with nobody else's id"
 
 
 async def test_t11_what_is_another_owner_s_is_as_if_it_were_not_there(house: House) -> None:
@@ -137,24 +198,16 @@ async def test_t11_lists_show_the_caller_s_own_only(house: House) -> None:
     await house.ensure("another")
     page = await house.get("/v1/sessions", limit=1)
     assert page["next_cursor"] is not None
+    for form in (path for path in LISTS if "?" not in path):
+        assert (await house.get(form))["items"], f"there is nothing of hers in {form}"
     async with tenant(house) as client:
-        for path in (
-            "/v1/sessions",
-            "/v1/sessions?chat_id=chat",
-            "/v1/sessions?project_id=project",
-            "/v1/sessions?agent=demo&backend=demo&status=active",
-            "/v1/sessions?activity=requires_action",
-            f"/v1/sessions?cursor={page['next_cursor']}",
-            "/v1/tasks",
-            "/v1/tasks?status=pending",
-            f"/v1/tasks?session_id={hers['session']}",
-            "/v1/permissions",
-            "/v1/permissions?status=pending",
-            f"/v1/permissions?session_id={hers['session']}",
-        ):
+        for form in LISTS:
+            path = form.format(cursor=page["next_cursor"], session=hers["session"])
             answer = await client.get(path)
             assert answer.status_code == 200, path
             assert answer.json() == {"items": [], "next_cursor": None}, path
+        found = (await client.get("/v1/terminals/search?q=canary")).json()
+        assert "canary" not in json.dumps(found)
 
 
 async def test_t12_a_cursor_of_another_session_leaks_nothing(house: House) -> None:
