@@ -187,6 +187,12 @@ class TurnRow(Base):
         Index(None, "session", "created_at", "id"),
         Index("turns_open_idx", "session", "rank", postgresql_where=text("ended_at IS NULL")),
         Index(
+            "turns_one_open_a_task",
+            "task",
+            unique=True,
+            postgresql_where=text("task IS NOT NULL AND ended_at IS NULL"),
+        ),
+        Index(
             "turns_one_running",
             "session",
             unique=True,
@@ -217,6 +223,7 @@ class TaskRow(Base):
             name="ended",
         ),
         Index(None, "session", "created_at", "id"),
+        Index(None, "created_at", "id"),
         Index("tasks_open_idx", "session", postgresql_where=text("ended_at IS NULL")),
     )
 
@@ -393,6 +400,7 @@ class FileTouchRow(Base):
     __table_args__ = (
         CheckConstraint("kind IN ('edit', 'write', 'delete', 'move', 'shell')", name="kind"),
         Index("file_touches_file_idx", "owner", "project_id", "path"),
+        Index(None, "touched_at"),
         Index("file_touches_pending_idx", "session", "touched_at", postgresql_where=text("pending")),
     )
 
@@ -427,6 +435,14 @@ class CollisionRow(Base):
             name="resolution",
         ),
         Index(None, "owner", "opened_at", "id"),
+        Index(None, "owner", "project_id", "opened_at", "id"),
+        Index(
+            "collisions_open_idx",
+            "owner",
+            "opened_at",
+            "id",
+            postgresql_where=text("resolved_at IS NULL"),
+        ),
         Index(
             "collisions_one_open",
             "session_a",

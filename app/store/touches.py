@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
-from sqlalchemy import func, select, text
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.collisions import ProjectFile, Side, Touched
@@ -18,9 +18,11 @@ from app.store.tables import FileTouchRow, SessionRow
 MAX_PATH = 1024
 """UTF-8 bytes of a path that is kept: an index holds no more of it."""
 MAX_OTHERS = 50
-"""Sessions that one touch is compared with: those that touched the file last."""
+"""Sessions that one touch is compared with, and that are shown of a file: those that touched it last."""
 MAX_PENDING = 200
 """Touches that are looked at together."""
+MAX_FORGOTTEN = 5_000
+"""Touches that are forgotten at once."""
 MAX_LINES_TEXT = 4096
 """Characters of a file's lines as text; more become one stretch that holds them all."""
 
@@ -158,13 +160,13 @@ async def forget(db: AsyncSession, session: SessionKey) -> None:
 
 
 async def forget_idle(db: AsyncSession, idle: timedelta) -> None:
-    """Forget what sessions wrote that have been idle for long."""
+    """Forget what sessions wrote that have been idle for long, what is oldest first."""
     await db.execute(
         text(f"""
         DELETE FROM file_touches d USING (
             SELECT t.session, t.path FROM file_touches t JOIN agent_sessions s ON s.id = t.session
             WHERE t.touched_at < now() - CAST(:idle AS interval) AND NOT {live("s")}
-            FOR UPDATE OF t SKIP LOCKED
+            ORDER BY t.touched_at LIMIT {MAX_FORGOTTEN} FOR UPDATE OF t SKIP LOCKED
         ) AS old
         WHERE d.session = old.session AND d.path = old.path
         """),  # noqa: S608 - only words of ours are put in
@@ -193,11 +195,21 @@ async def list_files(
     found: dict[str, ProjectFile] = {
         path: ProjectFile(path=path, touched_at=at, sides=[]) for path, at in rows
     }
+    last_first = (FileTouchRow.touched_at.desc(), FileTouchRow.session)
+    place = func.row_number().over(partition_by=FileTouchRow.path, order_by=last_first)
+    ranked = (
+        select(FileTouchRow.session, FileTouchRow.path, place.label("place"))
+        .join(SessionRow, SessionRow.id == FileTouchRow.session)
+        .where(*mine, FileTouchRow.path.in_(found))
+        .subquery()
+    )
+    is_ranked = and_(ranked.c.session == FileTouchRow.session, ranked.c.path == FileTouchRow.path)
     touches = await db.execute(
         select(FileTouchRow, SessionRow.session_id, SessionRow.worktree_id)
         .join(SessionRow, SessionRow.id == FileTouchRow.session)
-        .where(*mine, FileTouchRow.path.in_(found))
-        .order_by(FileTouchRow.touched_at.desc(), FileTouchRow.session)
+        .join(ranked, is_ranked)
+        .where(ranked.c.place <= MAX_OTHERS)
+        .order_by(*last_first)
     )
     for row in touches:
         found[row[0].path].sides.append(side(*row))

@@ -266,6 +266,8 @@ LISTS = (
     "/v1/sessions",
     "/v1/tasks",
     "/v1/permissions",
+    "/v1/collisions",
+    "/v1/projects/p/files",
     "/v1/api-keys",
     "/v1/sessions/s-1/turns",
     "/v1/sessions/s-1/events",
