@@ -52,7 +52,7 @@ def _read(descriptor: int, most: int) -> tuple[bytes, int] | None:
 
 
 def copy_regular(path: Path, to: Path, most: int) -> bool:
-    """Copy a regular file; false if it is none, or has more than `most` bytes.
+    """Copy a regular file with its times; false if it is none, or has more than `most` bytes.
 
     Raises:
         OSError: it cannot be read, or not be written.
@@ -66,4 +66,5 @@ def copy_regular(path: Path, to: Path, most: int) -> bool:
             while most >= 0 and (chunk := file.read(min(_CHUNK, most + 1))):
                 copy.write(chunk)
                 most -= len(chunk)
+        os.utime(to, ns=(found.st_atime_ns, found.st_mtime_ns))  # git mistrusts what changed after its index
     return most >= 0
