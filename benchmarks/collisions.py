@@ -89,7 +89,9 @@ async def measure(
         keys = [SessionKey(row[0]) for row in rows[:: sessions // writers]]
 
         def written(path: str) -> list[Touched]:
-            return [Touched(path=path, root="/w", remote="far", kind="edit", turn_id=None, lines=((1, 9),))]
+            return [
+                Touched(path=path, root="/w", remote="far", kind="edit", turn_id=None, edits=(((1, 9, 9),),))
+            ]
 
         async def ask(number: int) -> None:
             key = keys[number % len(keys)]

@@ -14,7 +14,7 @@ from app.domain.events import (
 )
 from app.domain.ids import CollisionId, SessionId, SessionKey, TurnId
 from app.domain.text import timestamp
-from app.domain.touches import Lines, TouchKind
+from app.domain.touches import Change, TouchKind
 
 CollisionStatus: TypeAlias = Literal["open", "resolved"]
 
@@ -31,7 +31,8 @@ class Touched:
     """The backend on whose disk it is; null for this machine's."""
     kind: TouchKind
     turn_id: TurnId | None
-    lines: tuple[Lines, ...] | None
+    edits: tuple[tuple[Change, ...] | None, ...]
+    """What each write of it changed, in order; null for one of which nobody tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

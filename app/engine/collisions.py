@@ -22,7 +22,7 @@ from app.store import collisions, eventlog, touches
 from app.store.collisions import Pair, Party
 from app.store.database import Database, Transaction
 from app.store.paging import Page
-from app.store.touches import Other
+from app.store.touches import Other, Shared
 
 log = structlog.get_logger(__name__)
 
@@ -94,12 +94,12 @@ class Collisions:
 
     async def _look(self, session: SessionKey) -> int:
         """Look at some of it; how much that was."""
-        met: defaultdict[Other, dict[str, bool]] = defaultdict(dict)
+        met: defaultdict[Other, dict[str, Shared]] = defaultdict(dict)
         async with self._database.begin() as db:
             found = await touches.pending(db, session=session)
             for touch in found:
-                for other, same_lines in await touches.others(db, session, touch.path, self._idle):
-                    met[other][touch.path] = same_lines
+                for other, shared in await touches.others(db, session, touch.path, self._idle):
+                    met[other][touch.path] = shared
             if not met:
                 await touches.looked_at(db, found)
         deadline = anyio.current_time() + MERGE_S
@@ -111,7 +111,7 @@ class Collisions:
         return len(found)
 
     async def _conflicts(
-        self, other: Other, paths: Mapping[str, bool], deadline: float
+        self, other: Other, paths: Mapping[str, Shared], deadline: float
     ) -> frozenset[str] | None:
         """Git's word, if it can be had until then: all who write the file share the time."""
         if other.is_in_one_worktree or not other.is_on_this_machine:
@@ -125,23 +125,26 @@ class Collisions:
         return None
 
     async def _meet(
-        self, session: SessionKey, other: Other, paths: Mapping[str, bool], deadline: float
+        self, session: SessionKey, other: Other, paths: Mapping[str, Shared], deadline: float
     ) -> None:
-        """Tell of the files that a session shares with another; true are those of the same lines."""
+        """Tell of the files that a session shares with another."""
         conflicts = await self._conflicts(other, paths, deadline)
         pair = Pair.of(session, other.session)
         async with self._database.begin() as db:
             parties = await collisions.lock(db, pair, self._idle)
             if len(parties) < 2 or not all(party.is_live for party in parties.values()):
                 return
-            for path, same_lines in paths.items():
+            for path, shared in paths.items():
+                conflict = None if conflicts is None else path in conflicts
+                # Two texts that git merges did not change the same lines, however these were counted.
+                same_lines = shared.same_lines and (shared.is_whole or conflict is not False)
                 opened = await collisions.open_one(
                     db,
                     pair,
                     path,
                     severity="overwrite" if other.is_in_one_worktree else "merge",
                     overlap="same_lines" if same_lines else "same_file",
-                    merge_conflict=None if conflicts is None else path in conflicts,
+                    merge_conflict=conflict,
                 )
                 if opened is not None:
                     await _tell(db, opened, parties, opened.opened())

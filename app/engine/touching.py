@@ -3,6 +3,7 @@
 import os
 import posixpath
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -15,7 +16,7 @@ from app.domain.events import Event
 from app.domain.ids import TurnId
 from app.domain.sessions import Session
 from app.domain.text import is_storable
-from app.domain.touches import Lines, Touch, merged, shifted, touches_of
+from app.domain.touches import Change, Touch, shifted, touches_of
 from app.engine.files import read_regular
 from app.store.touches import MAX_PATH
 
@@ -23,6 +24,8 @@ DISK_S = 2.0
 """Seconds that the disk has to answer; after that a path is taken by its text."""
 MAX_SNIPPET_FILE = 1024 * 1024
 """Bytes of a file in which the place of an edit is looked for."""
+MAX_EDITS = 100
+"""Writes of one file in a batch whose lines are carried along; of more nobody tells."""
 
 
 async def find_touched(
@@ -34,10 +37,10 @@ async def find_touched(
     """
     if session.project_id is None:
         return []
-    told = [(turn, touch) for turn, event in events for touch in touches_of(event)]
+    told = [(call, turn, touch) for call, (turn, event) in enumerate(events) for touch in touches_of(event)]
     if not told:
         return []
-    touches = [touch for _, touch in told]
+    touches = [touch for _, _, touch in told]
     found: Sequence[_Found | None] | None = None
     if place.filesystem == "shared":
         with anyio.move_on_after(DISK_S):
@@ -46,15 +49,20 @@ async def find_touched(
         found = [_by_text(session.cwd, touch) for touch in touches]
     remote = None if place.filesystem == "shared" else session.backend
     touched: dict[str, Touched] = {}
-    for (turn, touch), at in zip(told, found, strict=True):
+    edits: defaultdict[str, dict[int, tuple[Change, ...] | None]] = defaultdict(dict)
+    for (call, turn, touch), at in zip(told, found, strict=True):
         if at is None or not _can_be_kept(at.path):
             continue
-        before = touched.get(at.path)
-        lines = at.lines
-        if before is not None and before.lines is not None:
-            lines = merged((*before.lines, *(lines or ())))
+        if edits[at.path].get(call) is None:  # a call may name a file twice, and tell of it once
+            edits[at.path][call] = at.changes
+        made = tuple(edits[at.path].values())
         touched[at.path] = Touched(
-            path=at.path, root=at.root, remote=remote, kind=touch.kind, turn_id=turn, lines=lines
+            path=at.path,
+            root=at.root,
+            remote=remote,
+            kind=touch.kind,
+            turn_id=turn,
+            edits=made if len(made) <= MAX_EDITS else (None,),
         )
     return list(touched.values())
 
@@ -62,12 +70,12 @@ async def find_touched(
 class _Found:
     """Where a touch lies."""
 
-    __slots__ = ("lines", "path", "root")
+    __slots__ = ("changes", "path", "root")
 
-    def __init__(self, root: str, path: str, lines: tuple[Lines, ...] | None) -> None:
+    def __init__(self, root: str, path: str, changes: tuple[Change, ...] | None) -> None:
         self.root = root
         self.path = path
-        self.lines = lines
+        self.changes = changes
 
 
 def _can_be_kept(path: str) -> bool:
@@ -75,11 +83,16 @@ def _can_be_kept(path: str) -> bool:
 
 
 def _by_text(cwd: str, touch: Touch) -> _Found | None:
-    root = posixpath.normpath(cwd)
-    path = PurePosixPath(posixpath.normpath(posixpath.join(root, touch.path)))
+    root = _plain(cwd)
+    path = PurePosixPath(_plain(posixpath.join(root, touch.path)))
     if not path.is_relative_to(root) or str(path) == root:
         return None
-    return _Found(root, str(path.relative_to(root)), touch.lines)
+    return _Found(root, str(path.relative_to(root)), touch.changes)
+
+
+def _plain(path: str) -> str:
+    """An absolute path in one spelling of many; two slashes at its beginning are one, as everywhere else."""
+    return unicodedata.normalize("NFC", "/" + posixpath.normpath(path).lstrip("/"))
 
 
 def _on_disk(cwd: str, touches: Sequence[Touch]) -> list[_Found | None]:
@@ -98,10 +111,10 @@ def _one_on_disk(cwd: str, root: str, touch: Touch) -> _Found | None:
         where = _spelled(os.path.normpath(where))
         if where == root or not where.startswith(root.rstrip("/") + "/"):
             return None
-        lines = touch.lines
-        if lines is None and touch.snippet:
-            lines = _lines_of(where, touch.snippet, touch.within)
-        return _Found(root, os.path.relpath(where, root), lines)
+        changes = touch.changes
+        if changes is None and touch.snippet:
+            changes = _changes_at(where, touch.snippet, touch.within)
+        return _Found(root, os.path.relpath(where, root), changes)
     except (OSError, ValueError):  # a loop of links, a name too long, a NUL
         return _by_text(cwd, touch)
 
@@ -148,8 +161,8 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _lines_of(path: str, snippet: str, within: Sequence[Lines]) -> tuple[Lines, ...] | None:
-    """Where the file has `snippet` now; null if it is not there exactly once."""
+def _changes_at(path: str, snippet: str, within: Sequence[Change]) -> tuple[Change, ...] | None:
+    """What changed where the file has `snippet` now; null if it is not there exactly once."""
     found = read_regular(path, MAX_SNIPPET_FILE)
     if found is None:
         return None

@@ -392,7 +392,12 @@ class FileTouchRow(Base):
     kind: Mapped[str]
     turn_id: Mapped[str | None]
     lines: Mapped[Any | None] = mapped_column(INT8MULTIRANGE)
-    """Null where nobody tells."""
+    """As the file was before the first touch; null where nobody tells."""
+    lines_now: Mapped[Any | None] = mapped_column(INT8MULTIRANGE)
+    """The same lines as the last touch has left the file; null where that cannot be told."""
+    hunks: Mapped[Any | None] = mapped_column(JSON)
+    """From the one to the other, a list of (first line before, lines before, lines now); null like it."""
+    first_at: Mapped[datetime] = mapped_column(server_default=func.now())
     touched_at: Mapped[datetime] = mapped_column(server_default=func.now())
     pending: Mapped[bool] = mapped_column(server_default=true())
     """Whether nobody has looked yet who else writes the file."""

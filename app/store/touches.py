@@ -1,5 +1,6 @@
 """Files that sessions have written: kept with the batch that tells of the tool call, and who shares them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.collisions import ProjectFile, Side, Touched
 from app.domain.ids import Owner, SessionId, SessionKey, TurnId
-from app.domain.touches import Lines
+from app.domain.touches import LAST_LINE, Lines, Tally, lines_now
 from app.store.paging import Page, older_than, page
 from app.store.tables import FileTouchRow, SessionRow
 
@@ -23,8 +24,6 @@ MAX_PENDING = 200
 """Touches that are looked at together."""
 MAX_FORGOTTEN = 5_000
 """Touches that are forgotten at once."""
-MAX_LINES_TEXT = 4096
-"""Characters of a file's lines as text; more become one stretch that holds them all."""
 
 
 def live(alias: str) -> str:
@@ -35,31 +34,55 @@ def live(alias: str) -> str:
         OR ({alias}.status = 'active' AND {alias}.last_active_at > now() - CAST(:idle AS interval))))"""
 
 
-_WRITE = f"""
-INSERT INTO file_touches AS t (session, path, owner, project_id, root, remote, kind, turn_id, lines)
-SELECT s.id, n.path, s.owner, s.project_id, n.root, n.remote, n.kind, n.turn_id, n.lines::int8multirange
-FROM agent_sessions s, unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-    AS n(path, root, remote, kind, turn_id, lines)
+_BEFORE = """
+SELECT t.path, t.hunks, t.root = n.root AND t.remote IS NOT DISTINCT FROM n.remote AND NOT EXISTS (
+    SELECT FROM file_touches o WHERE o.owner = t.owner AND o.project_id = t.project_id AND o.path = t.path
+        AND o.session <> t.session AND o.root = t.root AND o.remote IS NOT DISTINCT FROM t.remote
+        AND o.touched_at >= t.touched_at) AS is_alone
+FROM unnest($2::text[], $3::text[], $4::text[]) AS n(path, root, remote)
+JOIN file_touches t ON t.session = $1 AND t.path = n.path
+"""
+"""What is known of a session's files, and whether nobody else has written them in the same worktree since."""
+
+_WRITE = """
+INSERT INTO file_touches AS t
+    (session, path, owner, project_id, root, remote, kind, turn_id, lines, lines_now, hunks)
+SELECT s.id, n.path, s.owner, s.project_id, n.root, n.remote, n.kind, n.turn_id,
+    n.lines::int8multirange, n.lines_now::int8multirange, n.hunks::json
+FROM agent_sessions s,
+    unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
+    AS n(path, root, remote, kind, turn_id, lines, lines_now, hunks)
 WHERE s.id = $1 AND s.project_id IS NOT NULL
 ORDER BY n.path COLLATE "C"
 ON CONFLICT (session, path) DO UPDATE SET
     root = excluded.root, remote = excluded.remote, kind = excluded.kind, turn_id = excluded.turn_id,
-    lines = CASE WHEN length((t.lines + excluded.lines)::text) > {MAX_LINES_TEXT}
-        THEN range_merge(t.lines + excluded.lines)::int8multirange
-        ELSE coalesce(t.lines + excluded.lines, excluded.lines, t.lines) END,
+    lines = coalesce(excluded.lines, t.lines), lines_now = excluded.lines_now, hunks = excluded.hunks,
     touched_at = now(), pending = true
-"""  # noqa: S608 - only words of ours are put in
+"""
+
+_IS_WHOLE = f"(upper(o.lines) > {LAST_LINE} OR upper(t.lines) > {LAST_LINE})"
+_SAME_LINES = f"""coalesce(CASE
+    WHEN {_IS_WHOLE} THEN o.lines && t.lines
+    WHEN (o.root, o.remote) IS DISTINCT FROM (t.root, t.remote) THEN o.lines && t.lines
+    WHEN t.first_at > o.touched_at AND o.touched_at = before.at THEN t.lines && o.lines_now
+    END, false)"""
+"""Whether the lines meet. In one worktree a session counts from what the last one before it has left."""
 
 OTHERS = text(f"""
-SELECT o.session, t.root, t.remote, o.root, o.remote, coalesce(o.lines && t.lines, false)
+SELECT o.session, t.root, t.remote, o.root, o.remote, {_SAME_LINES}, coalesce({_IS_WHOLE}, false)
 FROM file_touches t
 JOIN file_touches o ON o.owner = t.owner AND o.project_id = t.project_id AND o.path = t.path
     AND o.session <> t.session
 JOIN agent_sessions s ON s.id = o.session
+CROSS JOIN LATERAL (
+    SELECT max(p.touched_at) AS at FROM file_touches p
+    WHERE p.owner = t.owner AND p.project_id = t.project_id AND p.path = t.path AND p.session <> t.session
+        AND p.root = t.root AND p.remote IS NOT DISTINCT FROM t.remote
+) AS before
 LEFT JOIN collisions c ON c.session_a = least(o.session, t.session)
     AND c.session_b = greatest(o.session, t.session) AND c.path = t.path AND c.resolved_at IS NULL
 WHERE t.session = :session AND t.path = :path AND {live("s")}
-    AND (c.id IS NULL OR (c.overlap = 'same_file' AND o.lines && t.lines))
+    AND (c.id IS NULL OR (c.overlap = 'same_file' AND {_SAME_LINES}))
 ORDER BY o.touched_at DESC LIMIT {MAX_OTHERS}
 """)  # noqa: S608 - only words of ours are put in
 """The one query of a touch: which live sessions share the file and have not been told so."""
@@ -87,6 +110,16 @@ class Other:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What two sessions share of a file."""
+
+    same_lines: bool
+    """Whether both have told the lines that they changed, and these meet."""
+    is_whole: bool
+    """Whether one of them has changed every line."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pending:
     """A touch of which nobody has told yet with whom it collides."""
 
@@ -105,17 +138,30 @@ async def write(
     connection: "asyncpg.Connection[asyncpg.Record]", session: SessionKey, touched: Sequence[Touched]
 ) -> None:
     """Keep what a session has written, with the batch that tells of it; each path once."""
-    assert len({touch.path for touch in touched}) == len(touched)
+    paths, roots = [touch.path for touch in touched], [touch.root for touch in touched]
+    remotes = [touch.remote for touch in touched]
+    assert len(set(paths)) == len(paths)
+    before = {
+        row["path"]: _tally(row["hunks"] if row["is_alone"] else None)
+        for row in await connection.fetch(_BEFORE, session, paths, roots, remotes)
+    }
+    after = [before.get(touch.path, Tally()).after(touch.edits) for touch in touched]
     await connection.execute(
         _WRITE,
         session,
-        [touch.path for touch in touched],
-        [touch.root for touch in touched],
-        [touch.remote for touch in touched],
+        paths,
+        roots,
+        remotes,
         [touch.kind for touch in touched],
         [touch.turn_id for touch in touched],
-        [_lines(touch.lines) for touch in touched],
+        [_lines(tally.lines) for tally in after],
+        [_lines(None if tally.hunks is None else lines_now(tally.hunks)) for tally in after],
+        [None if tally.hunks is None else json.dumps(tally.hunks) for tally in after],
     )
+
+
+def _tally(hunks: str | None) -> Tally:
+    return Tally(hunks=None if hunks is None else tuple(tuple(hunk) for hunk in json.loads(hunks)))
 
 
 async def pending(
@@ -133,13 +179,13 @@ async def pending(
 
 async def others(
     db: AsyncSession, session: SessionKey, path: str, idle: timedelta
-) -> list[tuple[Other, bool]]:
-    """The live sessions that share a file and have not been told so, and whether in the same lines.
+) -> list[tuple[Other, Shared]]:
+    """The live sessions that share a file and have not been told so, and what of it they share.
 
     Who touched it last comes first.
     """
     rows = await db.execute(OTHERS, {"session": session, "path": path, "idle": idle})
-    return [(Other(SessionKey(row[0]), *row[1:5]), row[5]) for row in rows]
+    return [(Other(SessionKey(row[0]), *row[1:5]), Shared(*row[5:7])) for row in rows]
 
 
 async def looked_at(db: AsyncSession, touches: Sequence[Pending]) -> None:

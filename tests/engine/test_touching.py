@@ -13,7 +13,7 @@ from app.domain.events import Location, ToolCallCompleted
 from app.domain.ids import TurnId
 from app.domain.sessions import Session
 from app.domain.touches import WHOLE
-from app.engine.touching import MAX_SNIPPET_FILE, find_touched, spelling
+from app.engine.touching import MAX_EDITS, MAX_SNIPPET_FILE, find_touched, spelling
 from app.store.touches import MAX_PATH
 
 
@@ -125,6 +125,34 @@ async def test_on_another_machine_paths_are_taken_by_their_text(tmp_path: Path) 
     assert (one.root, one.remote) == (str(cwd), "far")
 
 
+@pytest.mark.parametrize(
+    "cwd", ["/far/re\u0301po", "//far/r\u00e9po/", "/far/./x/../r\u00e9po", "/far//r\u00e9po/."]
+)
+async def test_of_many_spellings_of_a_far_path_one_is_kept(cwd: str) -> None:
+    """Dots, slashes and composed letters; upper and lower case are two, and a backslash is a letter."""
+    for name in (
+        *("d/caf\u00e9", "./d//cafe\u0301", "d/x/../caf\u00e9", "d/./caf\u00e9/", f"{cwd}/d/caf\u00e9"),
+        *("/far/r\u00e9po/d/caf\u00e9", "//far/re\u0301po/d/caf\u00e9", "../r\u00e9po/d/caf\u00e9"),
+    ):
+        (one,) = await touched(Path(cwd), call(name), on="remote")
+        assert (one.root, one.path) == ("/far/r\u00e9po", "d/caf\u00e9"), name
+    assert await paths(Path(cwd), "D/caf\u00e9", "d\\caf\u00e9", on="remote") == [
+        "D/caf\u00e9",
+        "d\\caf\u00e9",
+    ]
+    for name in ("..", "../../x", "/far", "/far/r\u00e9po2/a", "/"):
+        assert await paths(Path(cwd), name, on="remote") == [], name
+
+
+async def test_a_call_that_names_a_file_twice_tells_of_it_once(worktree: Path) -> None:
+    """Where it is, spelled in another way than in what changed."""
+    file = str(worktree / "src" / "a.py")
+    edit = Edit(path="src/a.py", diff="@@ -2 +2 @@\n-two\n+2\n")
+    for path in (file, "src/../src/a.py"):
+        (one,) = await touched(worktree, call(path, detail=edit))
+        assert one.edits == (((2, 1, 1),),)
+
+
 def test_a_name_is_spelled_as_its_directory_lists_it() -> None:
     """Where upper and lower case are the same; asked for exactly, a name is itself."""
     assert spelling("README.md", ["a", "Readme.md"]) == "Readme.md"
@@ -144,26 +172,28 @@ async def test_an_edit_without_lines_is_looked_for_in_the_file(worktree: Path) -
     file = worktree / "src" / "a.py"
     edit = Edit(path=str(file), old_text="2\n", new_text="two\n")
     (one,) = await touched(worktree, call(str(file), detail=edit))
-    assert one.lines == ((2, 2),)
+    assert one.edits == (((2, 1, 1),),)
     file.write_text("two\ntwo\n")
-    assert (await touched(worktree, call(str(file), detail=edit)))[0].lines is None
+    assert (await touched(worktree, call(str(file), detail=edit)))[0].edits == (None,)
     file.write_bytes(b"\xff" * (MAX_SNIPPET_FILE + 1))
-    assert (await touched(worktree, call(str(file), detail=edit)))[0].lines is None
+    assert (await touched(worktree, call(str(file), detail=edit)))[0].edits == (None,)
     file.unlink()
     os.mkfifo(file)  # opening one waits for a writer
     assert (await touched(worktree, call(str(file), detail=edit)))[0].path == "src/a.py"
 
 
-async def test_a_file_written_twice_in_a_batch_is_kept_once_with_all_its_lines(worktree: Path) -> None:
+async def test_a_file_written_twice_in_a_batch_is_kept_once_with_all_that_changed(worktree: Path) -> None:
     """A row can be written only once by a statement."""
     edits = [
         call("src/a.py", detail=Edit(path=path, diff=f"@@ -{line} +{line} @@\n-a\n+b\n"))
         for path, line in (("src/a.py", 1), ("./src/a.py", 9))
     ]
     (one,) = await touched(worktree, *edits)
-    assert (one.path, one.kind, one.lines) == ("src/a.py", "edit", ((1, 1), (9, 9)))
+    assert (one.path, one.kind, one.edits) == ("src/a.py", "edit", (((1, 1, 1),), ((9, 1, 1),)))
     (one,) = await touched(worktree, *edits, call("src/a.py", detail=Write(path="src/a.py")))
-    assert (one.kind, one.lines) == ("write", WHOLE)
+    assert (one.kind, one.edits[-1]) == ("write", WHOLE)
+    (one,) = await touched(worktree, *edits * MAX_EDITS)
+    assert one.edits == (None,), "and nobody tells of too many"
 
 
 async def test_a_session_without_a_project_takes_no_part(worktree: Path) -> None:

@@ -14,12 +14,12 @@ from sqlalchemy import text
 
 from app.domain.collisions import Touched
 from app.domain.ids import SessionKey
-from app.domain.touches import WHOLE, Lines, TouchKind
+from app.domain.touches import MAX_RANGES, WHOLE, Change, TouchKind
 from app.engine.collisions import Collisions
 from app.store import touches
 from app.store.bell import Bell
 from app.store.database import Address, Database
-from app.store.touches import MAX_LINES_TEXT, MAX_OTHERS, MAX_PATH, OTHERS
+from app.store.touches import MAX_OTHERS, MAX_PATH, OTHERS
 
 IDLE = timedelta(minutes=30)
 
@@ -55,19 +55,22 @@ class Store:
         session: SessionKey,
         path: str = "a.py",
         *,
-        root: str = "/w",
+        root: str | None = None,
         kind: TouchKind = "edit",
-        lines: tuple[Lines, ...] | None = None,
+        changes: tuple[Change, ...] | None = None,
         remote: str | None = "far",
     ) -> None:
-        """Keep that a session has written a file."""
-        touched = Touched(path=path, root=root, remote=remote, kind=kind, turn_id=None, lines=lines)
+        """Keep that a session has written a file, in a worktree of its own if none is named."""
+        root = root or f"/w/{session}"
+        touched = Touched(path=path, root=root, remote=remote, kind=kind, turn_id=None, edits=(changes,))
         await touches.write(self.line, session, [touched])
 
     async def others(self, session: SessionKey, path: str = "a.py") -> list[tuple[SessionKey, bool]]:
         """Who shares a file with a session."""
         async with self.database.begin() as db:
-            return [(o.session, same) for o, same in await touches.others(db, session, path, IDLE)]
+            return [
+                (o.session, shared.same_lines) for o, shared in await touches.others(db, session, path, IDLE)
+            ]
 
     async def told(self, session: SessionKey) -> list[dict[str, Any]]:
         """Everything in a session's log."""
@@ -214,35 +217,84 @@ async def test_who_shares_a_file_is_found_within_owner_project_and_life(store: S
 @pytest.mark.parametrize(
     ("mine", "yours", "same"),
     [
-        (((1, 3),), ((3, 5),), True),
-        (((1, 3),), ((4, 5),), False),
-        (((1, 3), (10, 12)), ((5, 6), (11, 11)), True),
-        (WHOLE, ((99, 99),), True),
-        (None, ((1, 3),), False),
+        (((1, 3, 3),), ((3, 3, 3),), True),
+        (((1, 3, 3),), ((4, 2, 2),), False),
+        (((1, 3, 3), (10, 3, 9)), ((5, 2, 2), (11, 1, 1)), True),
+        (((5, 0, 7),), ((5, 1, 1),), True),
+        (((5, 0, 7),), ((6, 1, 1),), False),
+        (WHOLE, ((99, 1, 1),), True),
+        (None, ((1, 3, 3),), False),
+        (None, WHOLE, False),
         (None, None, False),
     ],
 )
 async def test_lines_that_both_changed_are_the_same_lines(
-    store: Store, mine: tuple[Lines, ...] | None, yours: tuple[Lines, ...] | None, same: bool
+    store: Store, mine: tuple[Change, ...] | None, yours: tuple[Change, ...] | None, same: bool
 ) -> None:
+    """In two worktrees each counts in its file as it was before its first write; what goes in between two
+    lines touches both."""
     one, two = await store.session("one"), await store.session("two")
-    await store.touch(one, lines=mine)
-    await store.touch(two, lines=yours)
+    await store.touch(one, changes=mine)
+    await store.touch(two, changes=yours)
     assert await store.others(one) == [(two, same)]
     assert await store.others(two) == [(one, same)]
 
 
-async def test_lines_of_later_touches_are_added(store: Store) -> None:
-    """A touch of unknown lines takes nothing away, and there is a bound."""
+async def test_lines_are_carried_along_as_a_session_goes_on(store: Store) -> None:
+    """Ten lines put in above: what it then calls line 30 was line 20."""
+    one, two, three = [await store.session(name) for name in ("one", "two", "three")]
+    await store.touch(two, changes=((20, 1, 1),))
+    await store.touch(three, changes=((30, 1, 1),))
+    await store.touch(one, changes=((1, 0, 10),))
+    assert await store.others(one) == [(three, False), (two, False)]
+    await store.touch(one, changes=((30, 1, 1),))
+    assert await store.others(one) == [(three, False), (two, True)]
+
+
+async def test_after_a_write_of_which_nobody_tells_the_lines_no_more_are_told(store: Store) -> None:
+    """What surely changed before stays; a file written whole is known again."""
     one, two = await store.session("one"), await store.session("two")
-    await store.touch(two, lines=((7, 7),))
-    for lines, same in ((((1, 1),), False), (None, False), (((7, 9),), True), (None, True)):
-        await store.touch(one, lines=lines)
-        assert await store.others(one) == [(two, same)], lines
-    for first in range(100, 100_000, 1_000):
-        await store.touch(one, lines=tuple((first + 3 * n, first + 3 * n) for n in range(90)))
-    size = await store.line.fetchval("SELECT length(lines::text) FROM file_touches WHERE session = $1", one)
-    assert size <= MAX_LINES_TEXT
+    await store.touch(two, changes=((7, 3, 3),))
+    for changes, same in ((((1, 1, 1),), False), (None, False), (((8, 1, 1),), False), (WHOLE, True)):
+        await store.touch(one, changes=changes)
+        assert await store.others(one) == [(two, same)], changes
+    three = await store.session("three")
+    await store.touch(three, changes=((7, 1, 1),))
+    await store.touch(three, changes=None)
+    assert (await store.others(three))[-1] == (two, True)
+
+
+async def test_of_more_stretches_than_are_kept_nobody_tells(store: Store) -> None:
+    """One that held them all would hold lines that nobody changed."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(two, changes=((4, 1, 1),))
+    await store.touch(one, changes=tuple((3 * n, 1, 1) for n in range(1, MAX_RANGES + 2)))
+    assert await store.others(one) == [(two, False)]
+    assert await store.line.fetchval("SELECT hunks FROM file_touches WHERE session = $1", one) is None
+
+
+async def test_in_one_worktree_lines_are_counted_in_what_the_other_left(store: Store) -> None:
+    """Who writes after the other sees its lines; once both have, nobody can tell which are the same."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, root="/w", changes=((1, 0, 10),))
+    await store.touch(one, root="/w", changes=((30, 1, 1),))
+    await store.touch(two, root="/w", changes=((20, 1, 1),))
+    assert await store.others(two) == [(one, False)]
+    await store.touch(two, root="/w", changes=((30, 1, 1),))
+    assert await store.others(two) == [(one, True)]
+    await store.touch(one, root="/w", changes=((30, 1, 1),))
+    assert await store.others(one) == [(two, False)], "its own count does not know what the other put in"
+    await store.touch(two, root="/w", changes=WHOLE)
+    assert await store.others(two) == [(one, True)]
+
+
+async def test_in_one_worktree_a_third_session_moves_the_lines_too(store: Store) -> None:
+    """Only what the last one before has left is counted in the same text."""
+    one, two, three = [await store.session(name) for name in ("one", "two", "three")]
+    await store.touch(one, root="/w", changes=((30, 1, 1),))
+    await store.touch(two, root="/w", changes=((1, 0, 10),))
+    await store.touch(three, root="/w", changes=((30, 1, 1),))
+    assert await store.others(three) == [(two, False), (one, False)]
 
 
 async def test_the_longest_path_that_is_kept_fits_the_index(store: Store) -> None:
@@ -259,8 +311,8 @@ async def test_the_longest_path_that_is_kept_fits_the_index(store: Store) -> Non
 async def test_both_logs_are_told_once_however_many_look_at_once(store: Store) -> None:
     """Two sessions, looked at by ten processes each: one row, one event in each log, the same words."""
     one, two = await store.session("one"), await store.session("two")
-    await store.touch(one, root="/w/1", lines=((1, 2),))
-    await store.touch(two, root="/w/2", kind="write", lines=WHOLE)
+    await store.touch(one, root="/w/1", changes=((1, 2, 2),))
+    await store.touch(two, root="/w/2", kind="write", changes=WHOLE)
     await store.look(one, two, times=10)
     logs = [await store.told(session) for session in (one, two)]
     assert [len(log) for log in logs] == [1, 1]
@@ -281,8 +333,8 @@ async def test_both_logs_are_told_once_however_many_look_at_once(store: Store) -
 
 async def test_a_collision_that_comes_to_the_same_lines_is_told_once_more(store: Store) -> None:
     one, two = await store.session("one"), await store.session("two")
-    for session, lines in ((one, ((1, 1),)), (two, ((9, 9),)), (one, ((9, 9),)), (two, ((9, 9),))):
-        await store.touch(session, lines=lines)
+    for session, line in ((one, 1), (two, 9), (one, 9), (two, 9)):
+        await store.touch(session, changes=((line, 1, 1),))
         await store.look(session)
     told = [event["data"] for event in await store.told(two)]
     assert [data["overlap"] for data in told] == ["same_file", "same_lines"]

@@ -85,6 +85,20 @@ async def test_both_logs_carry_the_collision_before_the_second_agent_s_turn_ends
     assert sessions[0]["at"] < sessions[1]["at"]
 
 
+async def test_lines_that_git_merges_are_not_called_the_same(house: House) -> None:
+    """However they were counted; once git cannot merge them any more, both are told so."""
+    await both(house)
+    (event,) = await told(house, "one")
+    assert (event["data"]["overlap"], event["data"]["merge_conflict"]) == ("same_file", False)
+    write(house.cwd / "one", 2, "mine\n")
+    write(house.cwd / "two", 2, "yours\n")
+    await house.run("one", "edit a.txt:2")
+    for name in ("one", "two"):
+        first, second = await told(house, name)
+        assert first["data"]["collision_id"] == second["data"]["collision_id"]
+        assert (second["data"]["overlap"], second["data"]["merge_conflict"]) == ("same_lines", True)
+
+
 async def test_while_the_second_agent_still_works_the_first_is_told(house: House) -> None:
     """Not at the end of the turn but as soon as the file is written."""
     await join(house, "one")
