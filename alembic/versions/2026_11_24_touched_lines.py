@@ -1,4 +1,4 @@
-"""The lines of a touch, before the first of them and after the last."""
+"""The lines of a touch, before the first of them and after the last; who touched a file last, by an index."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,9 +18,13 @@ def upgrade() -> None:
         "file_touches",
         sa.Column("first_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
     )
+    op.drop_index("file_touches_file_idx", table_name="file_touches")
+    op.create_index("file_touches_file_idx", "file_touches", ["owner", "project_id", "path", "touched_at"])
 
 
 def downgrade() -> None:
+    op.drop_index("file_touches_file_idx", table_name="file_touches")
+    op.create_index("file_touches_file_idx", "file_touches", ["owner", "project_id", "path"])
     op.drop_column("file_touches", "first_at")
     op.drop_column("file_touches", "hunks")
     op.drop_column("file_touches", "lines_now")

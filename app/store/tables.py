@@ -404,7 +404,7 @@ class FileTouchRow(Base):
 
     __table_args__ = (
         CheckConstraint("kind IN ('edit', 'write', 'delete', 'move', 'shell')", name="kind"),
-        Index("file_touches_file_idx", "owner", "project_id", "path"),
+        Index("file_touches_file_idx", "owner", "project_id", "path", "touched_at"),
         Index(None, "touched_at"),
         Index("file_touches_pending_idx", "session", "touched_at", postgresql_where=text("pending")),
     )

@@ -20,6 +20,8 @@ MAX_PATH = 1024
 """UTF-8 bytes of a path that is kept: an index holds no more of it."""
 MAX_OTHERS = 50
 """Sessions that one touch is compared with, and that are shown of a file: those that touched it last."""
+MAX_RECENT = 200
+"""Sessions among which those are looked for, live or not: those that touched the file last."""
 MAX_PENDING = 200
 """Touches that are looked at together."""
 MAX_FORGOTTEN = 5_000
@@ -69,20 +71,24 @@ _SAME_LINES = f"""coalesce(CASE
 """Whether the lines meet. In one worktree a session counts from what the last one before it has left."""
 
 OTHERS = text(f"""
+WITH t AS (
+    SELECT * FROM file_touches WHERE session = :session AND path = :path
+), o AS (
+    SELECT r.* FROM t CROSS JOIN LATERAL (
+        SELECT p.* FROM file_touches p
+        WHERE p.owner = t.owner AND p.project_id = t.project_id AND p.path = t.path
+            AND p.session <> t.session
+        ORDER BY p.touched_at DESC LIMIT {MAX_RECENT}
+    ) AS r
+), before AS (
+    SELECT max(o.touched_at) AS at FROM o, t WHERE (o.root, o.remote) IS NOT DISTINCT FROM (t.root, t.remote)
+)
 SELECT o.session, t.root, t.remote, o.root, o.remote, {_SAME_LINES}, coalesce({_IS_WHOLE}, false)
-FROM file_touches t
-JOIN file_touches o ON o.owner = t.owner AND o.project_id = t.project_id AND o.path = t.path
-    AND o.session <> t.session
+FROM t CROSS JOIN before CROSS JOIN o
 JOIN agent_sessions s ON s.id = o.session
-CROSS JOIN LATERAL (
-    SELECT max(p.touched_at) AS at FROM file_touches p
-    WHERE p.owner = t.owner AND p.project_id = t.project_id AND p.path = t.path AND p.session <> t.session
-        AND p.root = t.root AND p.remote IS NOT DISTINCT FROM t.remote
-) AS before
 LEFT JOIN collisions c ON c.session_a = least(o.session, t.session)
     AND c.session_b = greatest(o.session, t.session) AND c.path = t.path AND c.resolved_at IS NULL
-WHERE t.session = :session AND t.path = :path AND {live("s")}
-    AND (c.id IS NULL OR (c.overlap = 'same_file' AND {_SAME_LINES}))
+WHERE {live("s")} AND (c.id IS NULL OR (c.overlap = 'same_file' AND {_SAME_LINES}))
 ORDER BY o.touched_at DESC LIMIT {MAX_OTHERS}
 """)  # noqa: S608 - only words of ours are put in
 """The one query of a touch: which live sessions share the file and have not been told so."""

@@ -19,7 +19,7 @@ from app.engine.collisions import Collisions
 from app.store import touches
 from app.store.bell import Bell
 from app.store.database import Address, Database
-from app.store.touches import MAX_OTHERS, MAX_PATH, OTHERS
+from app.store.touches import MAX_OTHERS, MAX_PATH, MAX_RECENT, OTHERS
 
 IDLE = timedelta(minutes=30)
 
@@ -185,6 +185,19 @@ async def test_the_query_of_a_touch_reads_as_much_among_5000_sessions_as_among_1
             assert "file_touches_file_idx" in {node.get("Index Name") for node in scans}
             assert all(node["Actual Rows"] <= 2 for node in scans), scans
     assert pages[1] <= pages[0] + 12, pages
+
+
+async def test_a_file_that_thousands_write_costs_no_more(store: Store) -> None:
+    """Those that wrote it last are looked at, and no other row of it is read."""
+    two = await crowd(store, 3_000, files=1)
+    await store.line.execute("UPDATE file_touches SET path = 'a.py' WHERE path <> 'a.py'")
+    await store.line.execute("VACUUM ANALYZE file_touches")
+    found = await explain(store, two, "a.py")
+    assert found[0]["Actual Rows"] == MAX_OTHERS
+    scans = [node for node in found if node.get("Relation Name") == "file_touches"]
+    assert scans
+    assert not [node for node in scans if node["Node Type"] == "Seq Scan"], scans
+    assert all(node["Actual Rows"] <= MAX_RECENT for node in scans), scans
 
 
 async def test_who_shares_a_file_is_found_within_owner_project_and_life(store: Store) -> None:
