@@ -62,7 +62,7 @@ async def _ask(
     for number, repository in enumerate(found):
         if str(repository.root) != roots[number] or repository.head is None:
             raise _CannotTell
-        changes += await anyio.to_thread.run_sync(_changes, number, repository, paths)
+        changes += await anyio.to_thread.run_sync(_changes, number, repository, paths, abandon_on_cancel=True)
     async with scratch_folder("merge") as scratch:
         return await _merge(scratch, found, changes, paths, until)
 

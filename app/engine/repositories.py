@@ -12,8 +12,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import anyio.to_thread
 
@@ -32,6 +33,8 @@ MAX_PACKED_REFS = 32 * 1024 * 1024
 """Bytes of `packed-refs`."""
 MAX_SYMREFS = 5
 """References that name another reference, one after the other."""
+
+_T = TypeVar("_T")
 
 IsAllowed: TypeAlias = Callable[[Path], bool]
 """Whether a path, its links followed, is one that may be read."""
@@ -82,21 +85,26 @@ async def find_repository(cwd: str, is_allowed: IsAllowed, until: float) -> Repo
         _check_objects(common / "objects", is_allowed, until)
         return root, git_dir, common, _read(common / "config", MAX_CONFIG, True)
 
-    root, git_dir, common, config = await anyio.to_thread.run_sync(find)
+    root, git_dir, common, config = await _reading(find)
     settings = await _parsed(config, until)
     if settings.get("extensions.worktreeconfig", "false").lower() not in ("false", "no", "off", "0"):
-        own = await anyio.to_thread.run_sync(_read, git_dir / "config.worktree", MAX_CONFIG, True)
+        own = await _reading(partial(_read, git_dir / "config.worktree", MAX_CONFIG, True))
         settings |= await _parsed(own, until)
     if settings.get("extensions.refstorage", "files").lower() != "files":
         raise UnsupportedByBackend(detail="the repository keeps its references in a way that is not read")
     form = settings.get("extensions.objectformat", "sha1").lower()
-    head = await anyio.to_thread.run_sync(_head, git_dir, common)
+    head = await _reading(partial(_head, git_dir, common))
     if form not in ("sha1", "sha256") or (head is not None and len(head) != (40 if form == "sha1" else 64)):
         raise UnsupportedByBackend(detail="the repository names its objects in a way that is not read")
     elsewhere = settings.get("core.worktree")  # a submodule's leads back to where it was found
     if elsewhere is not None and (git_dir / elsewhere).resolve() != root:
         raise PathNotAllowed(detail="the repository's working tree is another directory")
     return Repository(root=root, git_dir=git_dir, common=common, format=form, head=head)
+
+
+async def _reading(read: Callable[[], _T]) -> _T:
+    """What `read` finds; a disk that does not answer is not waited for longer than the caller waits."""
+    return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
 
 
 def _places(cwd: str) -> tuple[Path, Path, Path]:
