@@ -161,3 +161,25 @@ async def test_more_files_than_are_told_is_said(tmp_path: Path, monkeypatch: pyt
     found = await diff(root)
     assert found.truncated
     assert 0 < len(found.files) < 50
+
+
+async def test_too_many_at_once_are_asked_to_come_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a wait; nobody's git is one more."""
+    monkeypatch.setattr(diffs, "GIT_S", 1.0)
+    root = repository(house.cwd / "r", a="one\n")
+    await house.ensure("s", cwd=str(root))
+    seats = house.service.rooms.diffs._seats
+    borrowers = [object() for _ in range(diffs.AT_ONCE)]
+    for borrower in borrowers:
+        seats.acquire_on_behalf_of_nowait(borrower)
+    answer = await house.client.get("/v1/sessions/s/diff")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
+        429,
+        "rate_limited",
+        "1",
+    )
+    seats.release_on_behalf_of(borrowers[0])
+    monkeypatch.undo()
+    assert (await house.client.get("/v1/sessions/s/diff")).status_code == 200

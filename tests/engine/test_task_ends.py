@@ -260,6 +260,26 @@ async def test_a_lost_agent_fails_every_step_that_may_fail_and_the_task_ends(
         assert {step["status"] for step in task["steps"]} <= {"completed", "failed"}
 
 
+async def test_a_stop_of_the_service_ends_the_task_of_an_agent_of_its_own(
+    database_url: str, database_address: Address, folder: Path
+) -> None:
+    """At the end of the drain, truthfully: it is cancelled, and goes on when the caller says so."""
+    async with watched(database_address) as line:
+        async with open_house(database_url, folder) as house:
+            await house.ensure("s")
+            task = await make(
+                house, "s", {"prompt": "say a\nsleep 600", "max_attempts": 3}, {"prompt": "say b"}
+            )
+            await begun(house, "s")
+        assert await line.fetchval("SELECT cause FROM turns") == "shutdown"
+        assert await line.fetchval("SELECT status FROM tasks") == "cancelled"
+        async with open_house(database_url, folder) as house:
+            answer = await house.post(f"/v1/tasks/{task['task_id']}/retry")
+            assert answer.status_code == 202, answer.text
+            assert len(answer.json()["steps"][0]["turn_ids"]) == 2
+            await house.post(f"/v1/tasks/{task['task_id']}/cancel")
+
+
 @pytest.mark.parametrize("every", [11, 17])
 async def test_cut_before_any_statement_no_step_is_lost_or_doubled(
     database_url: str, database_address: Address, folder: Path, every: int
