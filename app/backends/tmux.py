@@ -7,15 +7,16 @@ attached before the program starts.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
+
+import anyio
 
 from app.backends.base import BackendRejected
 from app.backends.terminals import Captured, Running, sliced
 from app.backends.tmux_following import Following, following
-from app.backends.tmux_server import TmuxServer
+from app.backends.tmux_server import COMMAND_S, TmuxServer
 from app.domain.terminals import TerminalKind, TerminalSpec
 
-WRITE_BYTES = 4096
-"""Bytes that one command types; tmux takes 16 KiB with everything around."""
 _EXEC = (
     'unset TMUX TMUX_PANE; end=$1; cd -- "$2" && shift 2 || exit; trap : INT QUIT; (exec "$@"); '
     'printf "\\033]8765;%s\\007" "$end"; exec sleep 5'
@@ -37,6 +38,8 @@ class TmuxTerminals:
     def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
         """`folder` is ours alone; terminals get the usual names of `environ` (ours by default)."""
         self._server = TmuxServer(folder, environ)
+        self._typing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        """A lock for each terminal into which somebody types."""
         self._shell = self._server.env.get("SHELL") or "/bin/sh"
         self.place = self._server.place
 
@@ -70,12 +73,11 @@ class TmuxTerminals:
                 await self.kill(handle)
 
     async def write(self, handle: str, data: str) -> None:
-        """Type, in pieces that tmux takes; NUL is a key that has no text."""
-        for piece in _pieces(data):
-            if piece == "\0":
-                await self._server.must("send-keys", handle, "-H", "00")
-            else:
-                await self._server.must("send-keys", handle, "-l", "--", _argument(piece))
+        """Type it as it is and in one piece; whoever came first types first."""
+        typing = self._typing.setdefault(handle, anyio.Lock())
+        with anyio.fail_after(COMMAND_S):
+            async with typing:
+                await self._server.paste(handle, data.encode())
 
     async def resize(self, handle: str, rows: int, cols: int) -> None:
         """Change its size."""
@@ -102,16 +104,3 @@ class TmuxTerminals:
 def _argument(text: str) -> str:
     """An argument as tmux takes it: one that ends with a semicolon would end the command."""
     return f"{text[:-1]}\\;" if text.endswith(";") else text
-
-
-def _pieces(data: str) -> list[str]:
-    """`data` in pieces of at most `WRITE_BYTES` bytes; each NUL is a piece."""
-    pieces, piece, size = [], "", 0
-    for character in data:
-        width = len(character.encode())
-        if piece and (character == "\0" or piece == "\0" or size + width > WRITE_BYTES):
-            pieces.append(piece)
-            piece, size = "", 0
-        piece += character
-        size += width
-    return [*pieces, piece] if piece else pieces

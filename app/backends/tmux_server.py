@@ -3,12 +3,14 @@
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import socket
 import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +32,8 @@ NO_SERVER = ("no server running", "No such file", "Connection refused")
 """What tmux says where none of its servers runs; any other failure says nothing of what runs."""
 COMMAND_S = 5.0
 """Seconds that a command of tmux may take."""
+FORGET_S = 2.0
+"""Seconds to delete what was to be typed and could not be."""
 _SOCKET_PATH = 100
 """Bytes of a socket's path, of which Linux takes 107."""
 
@@ -46,6 +50,8 @@ class TmuxServer:
         self._socket = self._folder / "socket"
         self._limiter = anyio.CapacityLimiter(8)
         self._starting = anyio.Lock()
+        self._as_it_is: list[str] | None = None
+        """The flags with which its `paste-buffer` changes nothing, once it was asked."""
         self.env = child_environment(os.environ if environ is None else environ, (), {})
         """What it and its clients have for an environment."""
         self.place = f"{socket.gethostname()}:{self._socket}"
@@ -103,6 +109,37 @@ class TmuxServer:
             raise BackendUnavailable("tmux is not installed on this machine")
         return await self._in_thread(lambda: self._server().cmd(command, *arguments))
 
+    async def paste(self, handle: str, data: bytes) -> None:
+        """Type bytes. They go through a pipe and a buffer: an argument could be read by everybody here."""
+        if not self.is_there:
+            raise BackendUnavailable("tmux is not installed on this machine")
+        buffer = f"alameda-{secrets.token_hex(8)}"
+        if self._as_it_is is None:
+            usage = await self.run("list-commands", "-F", "#{command_list_usage}", "paste-buffer")
+            self._as_it_is = unchanged(" ".join(usage.stdout))
+        paste = ("paste-buffer", "-d", *self._as_it_is, "-b", buffer, "-t", target(handle))
+        typed = False
+        try:
+            done = await anyio.run_process(
+                self.command("load-buffer", "-b", buffer, "-", ";", *paste),
+                input=data,
+                env=self.env,
+                cwd="/",
+                check=False,
+                start_new_session=True,
+            )
+            typed = done.returncode == 0
+        except OSError as error:
+            raise BackendUnavailable(f"tmux cannot be run: {error.strerror}") from None
+        finally:
+            if not typed:
+                with anyio.move_on_after(FORGET_S, shield=True), suppress(BackendUnavailable):
+                    await self.run("delete-buffer", "-b", buffer)
+        if not typed:
+            if not await self.is_running(handle):
+                raise TerminalGone("tmux has no such terminal")
+            raise BackendRejected("tmux refused to type")
+
     @property
     def _was_started(self) -> bool:
         return (self._folder / "tmux").exists()
@@ -150,6 +187,11 @@ class TmuxServer:
 def target(handle: str) -> str:
     """The one pane of a session, by its exact name."""
     return f"={handle}:"
+
+
+def unchanged(usage: str) -> list[str]:
+    """The flags with which `paste-buffer` changes nothing; from 3.7 on it shows controls without -S."""
+    return ["-r", "-S"] if "S" in usage.partition("]")[0] else ["-r"]
 
 
 def _short(folder: Path) -> Path:
