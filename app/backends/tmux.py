@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from app.backends.base import BackendRejected
+from app.backends.base import BackendRejected, BackendUnavailable
 from app.backends.terminals import Captured, Running, sliced
 from app.backends.tmux_following import Following, following
 from app.backends.tmux_server import COMMAND_S, TmuxServer
@@ -70,14 +70,15 @@ class TmuxTerminals:
         async with following(self._server, handle) as found:
             yield found
             if found.died:
-                await self.kill(handle)
+                await self._server.hang_up(handle)
 
     async def write(self, handle: str, data: str) -> None:
         """Type it as it is and in one piece; whoever came first types first."""
         typing = self._typing.setdefault(handle, anyio.Lock())
-        with anyio.fail_after(COMMAND_S):
+        with anyio.move_on_after(COMMAND_S):
             async with typing:
-                await self._server.paste(handle, data.encode())
+                return await self._server.paste(handle, data.encode())
+        raise BackendUnavailable("tmux does not answer")
 
     async def resize(self, handle: str, rows: int, cols: int) -> None:
         """Change its size."""
@@ -97,7 +98,7 @@ class TmuxTerminals:
         return [Running(name, name) for name in await self._server.running()]
 
     async def kill(self, handle: str) -> None:
-        """End it with everything that runs in it."""
+        """End it with everything that runs in it, but for what has left its session (`setsid`)."""
         await self._server.kill(handle)
 
 

@@ -7,7 +7,9 @@ import secrets
 import shutil
 import socket
 import stat
+import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,6 +24,7 @@ from libtmux.exc import LibTmuxException
 
 from app.backends.acp_process import PASSED, child_environment
 from app.backends.base import BackendRejected, BackendUnavailable
+from app.backends.terminal_processes import end_sessions, leads
 from app.backends.terminals import TerminalGone
 
 T = TypeVar("T")
@@ -90,9 +93,44 @@ class TmuxServer:
         return handle in await self.running()
 
     async def kill(self, handle: str) -> None:
-        """End a session; nothing if it is not there."""
+        """End a session with everything that runs in it; nothing if it is not there."""
+        if not self._was_started:
+            return
+        leaders = await self._leaders(handle)
+        with anyio.CancelScope(shield=True):  # who leads them is known only now
+            await self.hang_up(handle)
+            await end_sessions(leaders)
+
+    async def hang_up(self, handle: str) -> None:
+        """End a session as when its window is closed: what ignores that goes on."""
         if self._was_started:
             await self.run("kill-session", "-t", f"={handle}")
+
+    async def _leaders(self, handle: str) -> set[int]:
+        """The processes that lead what runs in a session; none if they are not of this machine's."""
+        listed = await self.run("list-panes", "-s", "-t", f"={handle}", "-F", "#{pid} #{pane_pid}")
+        peer = await self._in_thread(self._peer)
+        found = set()
+        for line in listed.stdout:
+            server, leader = map(int, line.split())
+            if leads(leader, server if peer is None else peer):
+                found.add(leader)
+        return found
+
+    def _peer(self) -> int | None:
+        """The server's number as this process sees it; null where the system does not tell."""
+        if sys.platform != "linux":
+            return None
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(COMMAND_S)
+            try:
+                peer.connect(str(self._socket))
+            except OSError:
+                return 0
+            told: tuple[int, int, int] = struct.unpack(
+                "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            )
+            return told[0]
 
     async def must(self, command: str, handle: str, *arguments: str) -> tmux_cmd:
         """What tmux answers to a command on a terminal that has to be there."""
@@ -151,6 +189,8 @@ class TmuxServer:
         try:
             with anyio.fail_after(COMMAND_S):
                 return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+        except TimeoutError:
+            raise BackendUnavailable("tmux does not answer") from None
         except (LibTmuxException, OSError, subprocess.SubprocessError, UnicodeError) as error:
             raise BackendUnavailable(f"tmux cannot be run: {type(error).__name__}") from None
 

@@ -8,7 +8,7 @@ import structlog
 from app.backends.base import BackendError
 from app.backends.terminals import TerminalServer
 from app.domain.errors import DatabaseUnavailable
-from app.domain.ids import SessionKey
+from app.domain.ids import SessionKey, TerminalId
 from app.engine.terminals import Terminals
 from app.store import terminals
 from app.store.database import Database
@@ -23,6 +23,9 @@ SOON_S = 3.0
 LOOK_S = 10.0
 """Seconds for a look at one that runs them."""
 
+AT_ONCE = 8
+"""Terminals that are being ended at once: what does not want to end takes seconds."""
+
 
 class Sweeper:
     """Keeps the rows and what runs in step; several replicas may do it at once."""
@@ -30,6 +33,7 @@ class Sweeper:
     def __init__(self, database: Database, rooms: Terminals) -> None:
         self._database = database
         self._terminals = rooms
+        self._ending = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -60,14 +64,30 @@ class Sweeper:
     async def _settle(self, server: TerminalServer, rows: list[Unsettled]) -> None:
         """The rows were read before what runs is looked at: one whose terminal is not there has ended."""
         there = list(await server.running())
+        found = {
+            row.id: {one.handle for one in there if one.handle == row.handle or row.id in one.name}
+            for row in rows
+        }
+        ended: set[TerminalId] = set()
+        async with anyio.create_task_group() as tasks:
+            for row in rows:
+                if row.closed:
+                    tasks.start_soon(self._end, server, row, found[row.id], ended)
         for row in rows:
-            found = {one.handle for one in there if one.handle == row.handle or row.id in one.name}
-            if row.closed:
-                for handle in found:
-                    await server.kill(handle)
+            if row.id in ended:
                 await self._terminals.ended(row.id)
                 async with self._database.begin() as db:
                     await terminals.drop(db, row.id)
-            elif row.handle is not None and not found:
+            elif not row.closed and row.handle is not None and not found[row.id]:
                 await server.kill(row.handle)  # what may be left of it
                 await self._terminals.ended(row.id)
+
+    async def _end(
+        self, server: TerminalServer, row: Unsettled, handles: set[str], ended: set[TerminalId]
+    ) -> None:
+        """End a terminal; one that cannot be ended now is so at another look."""
+        with suppress(BackendError, TimeoutError):
+            async with self._ending:
+                for handle in handles:
+                    await server.kill(handle)
+            ended.add(row.id)

@@ -1,14 +1,19 @@
-"""Terminals of tmux by themselves: how they are typed into."""
+"""Terminals of tmux by themselves: how they are typed into, and what is left of them."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
+from app.backends.terminal_processes import leads
 from app.backends.terminals import TerminalGone
 from app.backends.tmux_server import unchanged
+from app.domain.terminals import TerminalSpec
 from tests.backends.tmux_house import Recorded, run_in, shown, tmux_terminals
+from tests.house import PATIENCE
 
 SECRET = "correct horse battery"
 
@@ -84,3 +89,81 @@ async def test_what_could_not_be_typed_is_not_kept(folder: Path) -> None:
 def test_controls_are_typed_as_they_are_by_every_version(usage: str, flags: list[str]) -> None:
     """tmux 3.7 shows them (`^[`) instead of typing them, unless it is told not to."""
     assert unchanged(usage) == flags
+
+
+STUBBORN = "trap '' HUP INT TERM; set -m; sleep 1000 & while true; do sleep 1000; done"
+"""A program that wants to stay, with one in a group of its own; what they start ignores signals too."""
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of the processes that run."""
+    return [
+        pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+async def inhabitants(folder: Path, handle: str, count: int) -> list[int]:
+    """The processes in a terminal, once there are so many."""
+    (socket,) = folder.glob("tmux/socket*")
+    listed = await anyio.run_process(
+        ["tmux", "-S", str(socket), "list-panes", "-t", f"={handle}:", "-F", "#{pane_pid}"]
+    )
+    leader = psutil.Process(int(listed.stdout))
+    with anyio.fail_after(PATIENCE):
+        while len(leader.children(recursive=True)) < count:  # noqa: ASYNC110 - nothing tells of a process
+            await anyio.sleep(0.01)
+    return [leader.pid, *(child.pid for child in leader.children(recursive=True))]
+
+
+async def test_killed_terminal_leaves_nothing_that_ignores_its_hang_up(folder: Path) -> None:
+    """Whatever group it is in; another terminal is not touched."""
+    with tmux_terminals(folder) as terminals:
+        handle = await run_in(terminals, "t", STUBBORN)
+        other = await run_in(terminals, "other", STUBBORN)
+        pids, others = await inhabitants(folder, handle, 3), await inhabitants(folder, other, 3)
+        await terminals.kill(handle)
+        assert alive(pids) == []
+        assert sorted(alive(others)) == sorted(others)
+        await terminals.kill(other)
+        assert alive(others) == []
+        await terminals.kill(other)
+
+
+async def test_kill_that_is_cancelled_leaves_nothing_either(folder: Path) -> None:
+    """A request that nobody waits for any more has begun to end it: its processes cannot be found again."""
+    with tmux_terminals(folder) as terminals:
+        handle = await run_in(terminals, "t", STUBBORN)
+        pids = await inhabitants(folder, handle, 3)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(terminals.kill, handle)
+            with anyio.fail_after(PATIENCE):
+                while await terminals.running():  # noqa: ASYNC110 - nothing tells of it
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+        assert alive(pids) == []
+
+
+async def test_program_that_ends_by_itself_may_leave_something_behind(folder: Path) -> None:
+    """As in any other terminal: whoever says `nohup` means it."""
+    with tmux_terminals(folder) as terminals:
+        script = "trap '' HUP; sleep 1000 > /dev/null & echo pid=$!"
+        handle = await terminals.create("t", "/", spec := TerminalSpec(command="sh", args=["-c", script]))
+        async with terminals.follow(handle) as output:
+            await terminals.start(handle, "/", spec)
+            told = b"".join([data async for data in output])
+        assert await terminals.running() == []
+        pid = int(told.split(b"pid=")[1])
+        assert alive([pid]) == [pid]
+        psutil.Process(pid).kill()
+
+
+def test_number_of_another_place_s_process_leads_nothing_here() -> None:
+    """The tmux of another container with the same folder tells its own numbers."""
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as leader:
+        try:
+            assert leads(leader.pid, os.getpid())
+            assert not leads(leader.pid, os.getppid())
+            assert not leads(1, 0)
+        finally:
+            leader.kill()
+    assert not leads(leader.pid, os.getpid())

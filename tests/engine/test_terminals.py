@@ -302,10 +302,14 @@ async def test_killed_terminal_is_gone_with_what_runs_in_it(house: House) -> Non
 
 @pytest.mark.parametrize("how", ["close", "delete"])
 async def test_session_ends_its_terminals(house: House, how: str, database_address: Address) -> None:
-    """`session.closed` is still its log's last event; another session's terminal goes on."""
+    """What does not want to end as well; `session.closed` is still its log's last event."""
     await house.ensure("s")
     await house.ensure("other")
-    mine = [(await open_terminal(house, "s", "sleep", "1000"))["terminal_id"] for _ in range(2)]
+    stay = "trap '' HUP TERM; echo pid=$$; while true; do sleep 1000; done"
+    mine = [(await open_terminal(house, "s", "sh", "-c", stay))["terminal_id"] for _ in range(2)]
+    programs = [
+        psutil.Process(int((await captured(house, one, "pid="))[0].partition("=")[2])) for one in mine
+    ]
     others = (await open_terminal(house, "other", "sleep", "1000"))["terminal_id"]
     if how == "close":
         assert (await house.post("/v1/sessions/s/close")).status_code == 200
@@ -319,6 +323,9 @@ async def test_session_ends_its_terminals(house: House, how: str, database_addre
             answer = await house.client.get(f"/v1/terminals/{terminal}")
             assert (answer.status_code, answer.json()["code"]) == (404, "terminal_not_found")
     await running(house, {others})
+    with anyio.fail_after(PATIENCE):
+        while any(one.is_running() for one in programs):  # noqa: ASYNC110 - the system has nothing to wait on
+            await anyio.sleep(0.02)
 
 
 async def test_search_over_several_terminals(house: House) -> None:
