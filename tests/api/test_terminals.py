@@ -24,6 +24,8 @@ BAD_BODIES: list[tuple[str, Any]] = [
     ("/v1/sessions/s/terminals", {"command": "a", "args": ["é" * 100] * 50}),
     ("/v1/sessions/s/terminals", {"command": "a", "args": [1]}),
     ("/v1/sessions/s/terminals", {"command": "a", "args": "x"}),
+    ("/v1/sessions/s/terminals", {"args": ["x"]}),
+    ("/v1/sessions/s/terminals", {"command": None, "args": ["x"]}),
     ("/v1/sessions/s/terminals", {"name": "two\nlines"}),
     ("/v1/sessions/s/terminals", {"cwd": "/"}),
     ("/v1/sessions/s/terminals", {"env": {"A": "b"}}),

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from app.api.schemas.bodies import ListView, RequestBody, Timestamp, View
 from app.api.schemas.text import STORABLE, Name
@@ -50,12 +50,18 @@ class CreateTerminalBody(RequestBody):
     rows: Rows | None = Field(None, json_schema_extra={"default": ROWS})
     cols: Cols | None = Field(None, json_schema_extra={"default": COLS})
 
+    @model_validator(mode="after")
+    def _runs_what_it_has_arguments_for(self) -> Self:
+        if self.args and self.command is None:
+            raise ValueError("args must come with a command")
+        return self
+
     def to_domain(self) -> TerminalSpec:
         """What to make."""
         return TerminalSpec(
             name=self.name,
             command=self.command,
-            args=(self.args or []) if self.command is not None else [],
+            args=self.args or [],
             rows=self.rows or ROWS,
             cols=self.cols or COLS,
         )
