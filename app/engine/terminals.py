@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from app.backends.base import (
@@ -19,6 +20,7 @@ from app.domain.errors import (
     BackendIsDown,
     Draining,
     SessionIsClosed,
+    SessionNotFound,
     TerminalNotFound,
     TooManyTerminals,
     UnsupportedByBackend,
@@ -35,6 +37,8 @@ from app.store.paging import Page
 
 log = structlog.get_logger(__name__)
 
+DISK_S = 5.0
+"""Seconds to look at a session's directory."""
 UNDO_S = 5.0
 """Seconds to end a terminal that came too late."""
 
@@ -91,6 +95,8 @@ class Terminals:
         self._registry = registry
         self._lifecycle = lifecycle
         self._per_session = per_session
+        self.looks = anyio.CapacityLimiter(4)
+        """Looks at disks, each of which may hang for as long as its disk does."""
         watches.on_end = self.ended
         database.bell.watch_keys(watches.wake_all)
 
@@ -130,10 +136,16 @@ class Terminals:
             raise Draining
         terminal_id = new_terminal_id()
         async with self._database.begin() as db:
+            found = await sessions.get(db, owner, session_id)
+        if found.status != "active":
+            raise SessionIsClosed
+        server, cwd = await self._where(found)
+        async with self._database.begin() as db:
             session = await sessions.lock_owned(db, owner, session_id)
+            if (session.key, session.cwd) != (found.key, found.cwd):
+                raise SessionNotFound  # the one that was meant is gone, and another has its name
             if session.status != "active":
                 raise SessionIsClosed
-            server, cwd = self._where(session)
             if await terminals.count_open(db, session.key) >= self._per_session:
                 raise TooManyTerminals
             await terminals.add(
@@ -174,12 +186,18 @@ class Terminals:
         async with self._database.begin() as db:
             await terminals.drop(db, terminal_id)
 
-    def _where(self, session: Session) -> tuple[TerminalServer, str]:
+    async def _where(self, session: Session) -> tuple[TerminalServer, str]:
+        """Who would run a terminal of the session, and where. Looks at the disk, and may wait."""
         backend = self._registry.get(session.backend)
         server = self.servers.of(backend) if backend is not None else None
         if backend is None or server is None:
             raise UnsupportedByBackend(detail=f"there are no terminals for sessions of {session.backend}")
-        return server, check_requested(session.cwd, backend.place)
+        with anyio.move_on_after(DISK_S):
+            cwd = await anyio.to_thread.run_sync(
+                check_requested, session.cwd, backend.place, limiter=self.looks, abandon_on_cancel=True
+            )
+            return server, cwd
+        raise BackendIsDown(detail="the disk of the session's directory does not answer")
 
     async def _begin(
         self, server: TerminalServer, terminal_id: TerminalId, handle: str, cwd: str, spec: TerminalSpec

@@ -416,6 +416,30 @@ async def test_limits_of_terminals_answer_at_once(database_url: str, folder: Pat
         assert (await house.post("/v1/sessions/s/terminals", {})).status_code == 201
 
 
+async def test_disk_that_does_not_answer_holds_up_nobody_else(house: House) -> None:
+    """While a session's directory is looked at its row is free, and everything else goes on."""
+    await house.ensure("s")
+    looks = house.service.rooms.terminals.looks
+    borrowers = [object() for _ in range(int(looks.total_tokens))]
+    for borrower in borrowers:  # as many looks as there may be, at a disk that hangs
+        looks.acquire_on_behalf_of_nowait(borrower)
+    answers: list[int] = []
+
+    async def create() -> None:
+        answers.append((await house.post("/v1/sessions/s/terminals", {"command": "cat"})).status_code)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(create)
+        with anyio.fail_after(PATIENCE):
+            while not looks.statistics().tasks_waiting:  # noqa: ASYNC110 - nobody tells
+                await anyio.sleep(0.01)
+        answer = await house.client.patch("/v1/sessions/s", json={"title": "changed"})
+        assert (answer.status_code, answers) == (200, [])
+        for borrower in borrowers:
+            looks.release_on_behalf_of(borrower)
+    assert answers == [201]
+
+
 async def test_no_terminal_comes_into_the_list_from_elsewhere(house: House) -> None:
     """Only those made through us, newest first, by page."""
     await house.ensure("s")
