@@ -222,6 +222,7 @@ async def stream_terminal(asked: TerminalStreamRequest, terminal_id: str) -> Res
         if tail is None:
             opener.place.give_back()
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        opener.place.keep(tail.release)
         await _use(asked, opener)
         check = rooms.keys.check(opener.principal, opener.used)
         steps = rooms.terminal_streams.follow(tail, check, keys_version=asked.holder.keys_version)

@@ -26,6 +26,7 @@ from app.domain.errors import (
     Draining,
     InvalidCursor,
     PathNotAllowed,
+    RateLimited,
     SessionIsClosed,
     SessionNotFound,
     TerminalNotFound,
@@ -107,7 +108,7 @@ async def create_terminal(
     return TerminalView.from_domain(made)
 
 
-@router.get("/terminals/search", responses=problems(SessionNotFound))
+@router.get("/terminals/search", responses=problems(SessionNotFound, RateLimited))
 async def search_terminals(
     caller: TerminalUser,
     rooms: RoomsDep,
@@ -183,7 +184,10 @@ async def capture_terminal(
     )
 
 
-@router.get("/terminals/{terminal_id}/search", responses=_USE)
+@router.get(
+    "/terminals/{terminal_id}/search",
+    responses=problems(TerminalNotFound, BackendIsDown, BackendFailed, RateLimited),
+)
 async def search_terminal(
     terminal_id: TerminalPath, caller: TerminalUser, rooms: RoomsDep, query: SearchDep
 ) -> SearchView:

@@ -5,20 +5,23 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 
 from app.backends.base import BackendRejected, BackendUnavailable, OutcomeUnknown
 from app.backends.terminals import Captured, FollowLost, Running, TerminalGone
 from app.domain.terminals import COLS, ROWS, TerminalKind, TerminalSpec
 from app.paseo import errors
 from app.paseo.client import PaseoClient
-from app.paseo.errors import PaseoError, Reason
+from app.paseo.errors import PaseoError, Reason, Undecodable
 from app.paseo.subscriptions import Mailbox
-from app.paseo.terminals import Exited, Output, Screen, Snapshot, TerminalNote
+from app.paseo.terminals import Exited, Output, Snapshot, TerminalNote
 
 T = TypeVar("T")
 
 LINK_WAIT_S = 2.0
 """Seconds that a request waits for a link that is being dialled."""
+SMALL_SNAPSHOT = 64 * 1024
+"""Bytes of a screen that is read at once; it takes a fraction of a millisecond."""
 SNAPSHOT_S = 5.0
 """Seconds to wait for the screen that a daemon shows first to whoever follows."""
 
@@ -27,13 +30,26 @@ class _Following:
     """Output from a mailbox."""
 
     def __init__(self, box: Mailbox[TerminalNote], first: TerminalNote) -> None:
-        self.shown = _shown(first)
         self._box = box
-        self._first: TerminalNote | None = None if isinstance(first, Snapshot) else first
+        self._first = first
+
+    async def shown(self) -> bytes | None:
+        """The text of the screen that the daemon showed first."""
+        first = self._first
+        if not isinstance(first, Snapshot):
+            return None
+        try:
+            if len(first.data) <= SMALL_SNAPSHOT:
+                text = first.text()
+            else:
+                text = await anyio.to_thread.run_sync(first.text)
+        except Undecodable:
+            return None
+        return text.replace("\n", "\r\n").encode(errors="replace")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            note = self._first or await self._box.receive()
+            note = self._first
             while not isinstance(note, Exited):
                 if isinstance(note, Output):
                     yield note.data
@@ -134,28 +150,3 @@ class PaseoTerminals:
             raise BackendUnavailable(self._client.link.error or "no link to the daemon") from None
         except PaseoError as error:
             raise BackendUnavailable(str(error)) from None
-
-
-def _shown(note: TerminalNote) -> bytes:
-    """The text of a snapshot up to the cursor, as a program would have put it out."""
-    if not isinstance(note, Snapshot):
-        return b""
-    try:
-        screen = note.screen()
-    except PaseoError:
-        return b""
-    rows = [_row(row) for row in [*screen.scrollback, *screen.grid]]
-    at = len(screen.scrollback) + _position(screen, "row")
-    lines = [row.rstrip() for row in rows[:at]]
-    if at < len(rows):
-        lines.append(rows[at].rstrip().ljust(_position(screen, "col")))
-    return "\r\n".join(lines).encode(errors="replace")
-
-
-def _row(row: list[dict[str, object]]) -> str:
-    return "".join(str(cell.get("char", " ")) for cell in row)
-
-
-def _position(screen: Screen, name: str) -> int:
-    value = screen.cursor.get(name)
-    return value if isinstance(value, int) and 0 <= value < 10_000 else 0

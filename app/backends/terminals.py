@@ -36,8 +36,8 @@ class Running:
 class Following(Protocol):
     """The output of one terminal from a moment on."""
 
-    shown: bytes
-    """What stood on the screen at that moment, as far as it is known."""
+    async def shown(self) -> bytes | None:
+        """What stood in it at that moment, as a program would have put it out; null if that is not known."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Raw output as it comes, until the terminal has ended. Raises FollowLost."""

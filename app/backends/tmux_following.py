@@ -54,8 +54,6 @@ async def following(server: TmuxServer, handle: str) -> AsyncIterator["Following
 class Following:
     """The output that a client of control mode tells of, up to the program's end."""
 
-    shown = b""
-
     def __init__(self, process: Process, handle: str, is_running: Callable[[], Awaitable[bool]]) -> None:
         assert process.stdout is not None
         self.died = False
@@ -68,6 +66,10 @@ class Following:
         self._held = b""
         """Output that may be the beginning of the end."""
         self._early: list[bytes] = []
+
+    async def shown(self) -> bytes:
+        """Nothing: a terminal that was just made has waited for its follower."""
+        return b""
 
     async def attached(self) -> None:
         """Wait until tmux tells this client what happens."""

@@ -43,6 +43,10 @@ class Ring:
         """Lines that it holds, a last one without its end counted too; those of full screens as well."""
         return self._data.count(b"\n") + (not self._data.endswith(b"\n"))
 
+    def miss_beginning(self) -> None:
+        """The terminal has put out something that is not in it."""
+        self._complete = False
+
     def append(self, data: bytes) -> None:
         """Add output."""
         seam = bytes(self._data[-_LONGEST:]) + data

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 import anyio
@@ -43,13 +44,16 @@ class StreamPlace:
     """The place of one stream: given back at its end, or at once if it is never opened."""
 
     def __init__(self, give_back: Callable[[], None]) -> None:
-        self._give_back: Callable[[], None] | None = give_back
+        self._stack = ExitStack()
+        self._stack.callback(give_back)
+
+    def keep(self, release: Callable[[], None]) -> None:
+        """Call `release` when the place is given back."""
+        self._stack.callback(release)
 
     def give_back(self) -> None:
         """Give the place back, once, however often this is called."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
+        self._stack.close()
 
     def __enter__(self) -> None:
         """The stream is open."""

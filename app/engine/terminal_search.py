@@ -1,6 +1,7 @@
 """Search in terminals: in the ring that this process has of one, or in a capture that reaches further."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -9,7 +10,7 @@ import anyio.to_thread
 import structlog
 
 from app.backends.terminals import Captured, TerminalServer
-from app.domain.errors import BackendIsDown, DomainError, TerminalNotFound
+from app.domain.errors import BackendIsDown, DomainError, RateLimited, TerminalNotFound
 from app.domain.ids import Owner, SessionId, TerminalId
 from app.domain.plain import plain_blocks
 from app.domain.ring import Ring
@@ -29,6 +30,10 @@ ALL_S = 10.0
 """Seconds after which a search over several asks no more of them."""
 SEARCHES = 2
 """Searches that run at once in this process; the others wait for their turn."""
+MOST_SEARCHES = 20
+"""Searches that are asked for at once in this process; more are refused."""
+AGAIN_S = 1
+"""Seconds after which one that was refused may be asked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,10 @@ class TerminalSearch:
     def __init__(self, database: Database, rooms: Terminals) -> None:
         self._database = database
         self._terminals = rooms
-        self._turn = anyio.CapacityLimiter(SEARCHES)
+        self.turns = anyio.CapacityLimiter(SEARCHES)
+        """Whose turn it is: only then a ring is copied."""
+        self._threads = anyio.CapacityLimiter(SEARCHES)
+        self._asked = 0
 
     async def search(self, owner: Owner, terminal_id: TerminalId, query: Query) -> Answer:
         """What one terminal has.
@@ -65,15 +73,38 @@ class TerminalSearch:
             TerminalNotFound: it is missing, somebody else's, or ended and nothing is kept of it here.
             BackendIsDown: it cannot be reached from here.
             ValidationFailed: the pattern is none.
+            RateLimited: too many searches wait for their turn.
         """
         query.compiled()
-        return await self._search(await self._terminals.get(owner, terminal_id), query)
+        with self._place():
+            return await self._search(await self._terminals.get(owner, terminal_id), query)
 
     async def search_all(
         self, owner: Owner, query: Query, *, session_id: SessionId | None, project_id: str | None
     ) -> Answers:
-        """What the owner's open terminals have, at most `query.limit` matches altogether."""
+        """What the owner's open terminals have, at most `query.limit` matches altogether.
+
+        Raises:
+            SessionNotFound, ValidationFailed, RateLimited: as for one.
+        """
         query.compiled()
+        with self._place():
+            return await self._search_all(owner, query, session_id, project_id)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place among the searches, held until the answer is there: what it has read takes memory."""
+        if self._asked >= MOST_SEARCHES:
+            raise RateLimited(retry_after_s=AGAIN_S)
+        self._asked += 1
+        try:
+            yield
+        finally:
+            self._asked -= 1
+
+    async def _search_all(
+        self, owner: Owner, query: Query, session_id: SessionId | None, project_id: str | None
+    ) -> Answers:
         async with self._database.begin() as db:
             if session_id is not None:
                 await sessions.get(db, owner, session_id)
@@ -82,10 +113,11 @@ class TerminalSearch:
             )
         found: list[Answer] = []
         unreachable: list[Terminal] = []
-        left = query.limit
+        left, truncated = query.limit, len(listed) > MAX_TERMINALS
         until = anyio.current_time() + ALL_S
         for terminal in listed[:MAX_TERMINALS]:
             if not left:
+                truncated = True
                 break
             if anyio.current_time() > until:
                 unreachable.append(terminal)
@@ -98,55 +130,60 @@ class TerminalSearch:
                 unreachable.append(terminal)
                 continue
             left -= len(answer.matches)
+            truncated = truncated or answer.truncated
             if answer.matches:
                 found.append(answer)
-        truncated = not left or len(listed) > MAX_TERMINALS or any(one.truncated for one in found)
         return Answers(found=found, unreachable=unreachable, truncated=truncated)
 
     async def _search(self, terminal: Terminal, query: Query) -> Answer:
-        watch = self._terminals.watches.get(terminal.id)
-        ring = watch.ring if watch is not None else None
+        watches = self._terminals.watches
+        watch = watches.get(terminal.id)
         if terminal.status == "closed":
-            if ring is None:
+            if watch is None:
                 raise TerminalNotFound
-            return self._answer(terminal, "ring", await self._in_ring(ring, query))
+            return await self._in_ring(terminal, watch.ring, query)
         server = self._terminals.servers.at(terminal)
-        if watch is None and self._terminals.watches.has_room():
-            self._terminals.watches.start(terminal, server)  # so that a later search has a ring
-        if ring is not None and ring.is_whole and not ring.is_full_screen:
-            return self._answer(terminal, "ring", await self._in_ring(ring, query))
-        captured = await self._captured(server, terminal, ring)
-        if ring is not None and (
-            captured is None or not (ring.is_full_screen or captured.total_lines > ring.lines)
-        ):
-            return self._answer(terminal, "ring", await self._in_ring(ring, query))
-        assert captured is not None
-        blocks = ["\n".join(captured.lines).encode(errors="replace")] if captured.lines else []
-        return self._answer(terminal, "capture", await self._in_thread(lambda: search(blocks, query)))
+        if watch is None:
+            watches.start(terminal, server)  # if there is room, a later search has a ring
+            return await self._in_capture(terminal, await self._captured(server, terminal), query)
+        with watch.held():
+            ring = watch.ring
+            if ring.is_whole and not ring.is_full_screen:
+                return await self._in_ring(terminal, ring, query)
+            try:
+                captured = await self._captured(server, terminal)
+            except (BackendIsDown, TerminalNotFound):
+                return await self._in_ring(terminal, ring, query)
+            if ring.is_full_screen or captured.total_lines > ring.lines:
+                return await self._in_capture(terminal, captured, query)
+            return await self._in_ring(terminal, ring, query)
 
-    async def _captured(
-        self, server: TerminalServer, terminal: Terminal, ring: Ring | None
-    ) -> Captured | None:
-        """All lines as they stand there; null if they cannot be had and there is a ring."""
-        try:
-            with told():
-                return await server.capture(terminal.handle, start=None, end=None, ansi=False)
-        except (BackendIsDown, TerminalNotFound):
-            if ring is None:
-                raise
-            return None
+    async def _captured(self, server: TerminalServer, terminal: Terminal) -> Captured:
+        """All lines as they stand there."""
+        with told():
+            return await server.capture(terminal.handle, start=None, end=None, ansi=False)
 
-    async def _in_ring(self, ring: Ring, query: Query) -> Found:
-        raw, full_screen, first = ring.content(), ring.full_screen_at_base, ring.first_line
-        if ring.base:  # a line whose beginning is gone is none, and may begin within a sequence
-            cut = raw.find(b"\n") + 1
-            raw, first = raw[cut:], first + (cut > 0)
-        return await self._in_thread(
-            lambda: search(plain_blocks(raw, full_screen=full_screen), query, first_line=first)
-        )
+    async def _in_ring(self, terminal: Terminal, ring: Ring, query: Query) -> Answer:
+        async with self.turns:
+            raw, full_screen, first = ring.content(), ring.full_screen_at_base, ring.first_line
+            is_cut = ring.base > 0
 
-    async def _in_thread(self, work: Callable[[], Found]) -> Found:
-        return await anyio.to_thread.run_sync(work, limiter=self._turn)
+            def work() -> Found:
+                start = raw.find(b"\n") + 1 if is_cut else 0  # a line whose beginning is gone is none
+                text = plain_blocks(raw[start:] if start else raw, full_screen=full_screen)
+                return search(text, query, first_line=first + (start > 0))
 
-    def _answer(self, terminal: Terminal, source: Source, found: Found) -> Answer:
-        return Answer(terminal=terminal, matches=found.matches, source=source, truncated=found.truncated)
+            return _answer(terminal, "ring", await anyio.to_thread.run_sync(work, limiter=self._threads))
+
+    async def _in_capture(self, terminal: Terminal, captured: Captured, query: Query) -> Answer:
+        async with self.turns:
+
+            def work() -> Found:
+                text = "\n".join(captured.lines).encode(errors="replace")
+                return search([text] if captured.lines else [], query)
+
+            return _answer(terminal, "capture", await anyio.to_thread.run_sync(work, limiter=self._threads))
+
+
+def _answer(terminal: Terminal, source: Source, found: Found) -> Answer:
+    return Answer(terminal=terminal, matches=found.matches, source=source, truncated=found.truncated)

@@ -1,13 +1,14 @@
 """A terminal's output as a stream: from a byte of the ring on, as slow as its reader likes."""
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import anyio
 
-from app.domain.errors import BackendIsDown, DatabaseUnavailable, InvalidCursor
+from app.domain.errors import BackendIsDown, DatabaseUnavailable, InvalidCursor, TooManyStreams
 from app.domain.ids import Owner, TerminalId
 from app.domain.ring import Ring
 from app.domain.terminals import Terminal
@@ -89,6 +90,8 @@ class Tail:
     terminal: Terminal
     watch: Watch
     begin: Beginning
+    release: Callable[[], None]
+    """To be called once nobody follows it, or nobody will: until then its output is kept."""
 
 
 class TerminalStreams:
@@ -116,22 +119,24 @@ class TerminalStreams:
         Raises:
             TerminalNotFound: it is missing or somebody else's.
             BackendIsDown: it cannot be reached from here.
+            TooManyStreams: this replica follows as many terminals as it may.
         """
         terminal = await self._terminals.get(owner, terminal_id)
-        watches = self._terminals.watches
-        watch = watches.get(terminal_id)
+        watch = self._terminals.watches.get(terminal_id)
         if watch is None:
             if terminal.status == "closed":
                 return None
-            server = self._terminals.servers.at(terminal)
-            if not watches.has_room():
-                raise BackendIsDown(detail="this replica follows as many terminals as it may")
-            watch = watches.start(terminal, server)
-        await watch.attached()
-        if not watch.is_attached:
-            raise BackendIsDown(detail="the terminal cannot be followed now")
-        is_at_end = begin == "now" or begin == Position(watch.ring.id, watch.ring.end)
-        return None if watch.ended and is_at_end else Tail(terminal, watch, begin)
+            watch = self._terminals.watches.start(terminal, self._terminals.servers.at(terminal))
+            if watch is None:
+                raise TooManyStreams
+        with ExitStack() as stack:
+            stack.enter_context(watch.held())
+            await watch.attached()
+            if not watch.is_attached:
+                raise BackendIsDown(detail="the terminal cannot be followed now")
+            if watch.ended and begin in ("now", Position(watch.ring.id, watch.ring.end)):
+                return None
+            return Tail(terminal, watch, begin, stack.pop_all().close)
 
     async def follow(self, tail: Tail, check: Check, *, keys_version: int) -> AsyncGenerator[TerminalStep]:
         """Everything on the stream, until it ends; `Closing` is the last step."""

@@ -203,9 +203,15 @@ class Terminals:
         self, server: TerminalServer, terminal_id: TerminalId, handle: str, cwd: str, spec: TerminalSpec
     ) -> None:
         """Follow the terminal, then start its program, so that nothing of it is missed."""
-        if self.watches.has_room():
-            await self.watches.start_new(terminal_id, handle, server).attached()
-        await server.start(handle, cwd, spec)
+        watch = self.watches.start_new(terminal_id, handle, server)
+        if watch is None:  # followed when somebody asks for it
+            await server.start(handle, cwd, spec)
+            return
+        with watch.held():
+            await watch.attached()
+            if not watch.is_attached:
+                watch.ring.miss_beginning()
+            await server.start(handle, cwd, spec)
 
     async def _opened(
         self, session: Session, server: TerminalServer, terminal_id: TerminalId, handle: str

@@ -12,7 +12,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from app.backends.base import BackendError
-from app.backends.terminals import FollowLost, TerminalGone, TerminalServer
+from app.backends.terminals import Following, FollowLost, TerminalGone, TerminalServer
 from app.domain.ids import TerminalId
 from app.domain.ring import Ring
 from app.domain.terminals import Terminal
@@ -39,8 +39,9 @@ class Watch:
         self.ring = ring
         """What it has put out since it was followed without a gap; another one after a gap."""
         self.ended = False
-        """Whether nothing more will come."""
-        self.streams = 0
+        """Whether the terminal has ended; not whether it is out of sight, for then it is looked for."""
+        self.users = 0
+        """How many hold it; while there are any it gives way to no other."""
         self.used_at = anyio.current_time()
         self.scope = anyio.CancelScope()
         self._attached = anyio.Event()
@@ -57,29 +58,33 @@ class Watch:
         return self._attached.is_set()
 
     @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it: while it is held it gives way to no other."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.used_at = anyio.current_time()
+
+    @contextmanager
     def listen(self) -> Iterator[Wakeup]:
-        """A wake-up whenever something came, and whenever streams have to look; counts as a stream."""
+        """A wake-up whenever something came, and whenever streams have to look."""
         wakeup = Wakeup()
         self._listeners.add(wakeup)
-        self.streams += 1
         try:
             yield wakeup
         finally:
             self._listeners.discard(wakeup)
-            self.streams -= 1
-            self.used_at = anyio.current_time()
 
     def wake(self) -> None:
         """Let every stream look."""
         for wakeup in self._listeners:
             wakeup.set()
 
-    def begin(self, ring: Ring | None, shown: bytes) -> None:
-        """It is followed from now on; `ring` takes the place of one with a gap."""
-        if ring is not None:
-            self.ring = ring
-        elif shown:
-            self.ring.append(shown)
+    def begin(self, ring: Ring) -> None:
+        """It is followed from now on; another ring takes the place of one with a gap."""
+        self.ring = ring
         self._attached.set()
         self.wake()
 
@@ -89,7 +94,7 @@ class Watch:
         self.wake()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """It has ended: nothing more will come."""
         self.used_at = anyio.current_time()
         self.ended = True
         self._attached.set()
@@ -97,7 +102,7 @@ class Watch:
 
 
 class Watches:
-    """All that this process follows; the one not used for longest gives way to a new one."""
+    """All that this process follows; of those that nobody holds the one not used for longest gives way."""
 
     def __init__(
         self,
@@ -120,22 +125,22 @@ class Watches:
             watch.used_at = anyio.current_time()
         return watch
 
-    def has_room(self) -> bool:
-        """Whether another terminal could be followed."""
-        return len(self._watches) < self._most or any(not one.streams for one in self._watches.values())
+    def start(self, terminal: Terminal, server: TerminalServer) -> Watch | None:
+        """Follow a terminal, whose earlier output is not known, unless that is done already.
 
-    def start(self, terminal: Terminal, server: TerminalServer) -> Watch:
-        """Follow a terminal, whose earlier output is not known, unless that is done already."""
+        Null if as many as may be are held.
+        """
         return self.get(terminal.id) or self.start_new(terminal.id, terminal.handle, server, fresh=False)
 
     def start_new(
         self, terminal_id: TerminalId, handle: str, server: TerminalServer, *, fresh: bool = True
-    ) -> Watch:
+    ) -> Watch | None:
         """Follow a terminal that was just made, so that its ring begins with it if it is `fresh`."""
-        self._make_room()
+        if not self._make_room():
+            return None
         watch = Watch(terminal_id, handle, server, Ring(self._ring_bytes, complete=fresh))
         self._watches[terminal_id] = watch
-        self._tasks.start_soon(self._serve, watch, fresh, name=f"terminal {terminal_id}")
+        self._tasks.start_soon(self._serve, watch, name=f"terminal {terminal_id}")
         return watch
 
     def wake_all(self) -> None:
@@ -147,43 +152,58 @@ class Watches:
         """Drop what terminals that ended a while ago have put out."""
         before = anyio.current_time() - ENDED_S
         for watch in list(self._watches.values()):
-            if watch.ended and not watch.streams and watch.used_at < before:
+            if watch.ended and not watch.users and watch.used_at < before:
                 del self._watches[watch.terminal_id]
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Let go of those that nobody holds, the ended first; false if that is not enough."""
         while len(self._watches) >= self._most:
-            idle = [watch for watch in self._watches.values() if not watch.streams]
+            idle = [watch for watch in self._watches.values() if not watch.users]
             if not idle:
-                return
+                return False
             last = min(idle, key=lambda watch: (not watch.ended, watch.used_at))
             del self._watches[last.terminal_id]
             last.scope.cancel()
+        return True
 
-    async def _serve(self, watch: Watch, fresh: bool) -> None:
+    async def _serve(self, watch: Watch) -> None:
         """One terminal's task: whatever befalls it reaches no other."""
         with watch.scope:
-            try:
-                await self._follow(watch, fresh)
-            except Exception:
-                log.exception("terminal_watch_crashed", terminal_id=watch.terminal_id)
+            await self._follow(watch)
             watch.end()
+            try:
+                if self.on_end is not None:
+                    await self.on_end(watch.terminal_id)
+            except Exception:  # the sweeper finds it
+                log.exception("terminal_end_not_told", terminal_id=watch.terminal_id)
 
-    async def _follow(self, watch: Watch, fresh: bool) -> None:
-        pause = AGAIN_S
+    async def _follow(self, watch: Watch) -> None:
+        """Follow it until it has ended, with a new ring after everything that may have left a gap."""
+        ring, pause = watch.ring, AGAIN_S
         while True:
-            ring = None if fresh else Ring(self._ring_bytes, complete=False)
             try:
                 async with watch.server.follow(watch.handle) as following:
-                    watch.begin(ring, following.shown if fresh else b"")
-                    fresh, pause = False, AGAIN_S
+                    if ring.is_whole:
+                        await _begin(ring, following)
+                    watch.begin(ring)
+                    ring, pause = Ring(self._ring_bytes, complete=False), AGAIN_S
                     async for data in following:
                         watch.append(data)
-                break
+                return
             except TerminalGone:
-                break
+                return
             except (FollowLost, BackendError):
-                await anyio.sleep(pause)
-                pause = min(pause * 2, AGAIN_MAX_S)
-        watch.end()
-        if self.on_end is not None:
-            await self.on_end(watch.terminal_id)
+                pass
+            except Exception:
+                log.exception("terminal_watch_crashed", terminal_id=watch.terminal_id)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, AGAIN_MAX_S)
+
+
+async def _begin(ring: Ring, following: Following) -> None:
+    """Put into the ring of a terminal that was just made what it has shown before it was followed."""
+    shown = await following.shown()
+    if shown is None:
+        ring.miss_beginning()
+    else:
+        ring.append(shown)

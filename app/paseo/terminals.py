@@ -4,12 +4,14 @@ Output travels in binary frames: an opcode, a slot, the rest. Slots belong to ou
 same terminal always has the same one, so its followers here share it.
 """
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
+import anyio
 import msgspec
 
 from app.paseo.decoding import Frame, decode
@@ -22,6 +24,11 @@ from app.paseo.subscriptions import Mailbox
 
 MAX_BYTES = 8 * 1024 * 1024
 """Bytes of output that a follower may leave unread; then it is closed with `Lagged` and captures instead."""
+
+MAX_COLS = 1000
+"""Columns of the widest terminal."""
+LEAVE_S = 2.0
+"""Seconds to tell the daemon that a terminal is no longer followed, also for whoever is cancelled."""
 
 
 class Opcode(IntEnum):
@@ -40,14 +47,27 @@ class Terminal(Frame, frozen=True):
     title: str | None = None
 
 
+class Cell(Frame, frozen=True, gc=False):
+    """A cell of a screen, without its looks."""
+
+    char: str = " "
+
+
+class CursorPosition(Frame, frozen=True):
+    """Where the cursor stands, counted from 0."""
+
+    row: int = 0
+    col: int = 0
+
+
 class Screen(Frame, frozen=True):
-    """The whole screen; a cell is a mapping with `char` and its looks."""
+    """The whole screen, each row as it came: a cell has some hundred bytes, and a screen many cells."""
 
     rows: int
     cols: int
-    grid: list[list[dict[str, Any]]] = msgspec.field(default_factory=list)
-    scrollback: list[list[dict[str, Any]]] = msgspec.field(default_factory=list)
-    cursor: dict[str, Any] = msgspec.field(default_factory=dict)
+    grid: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    scrollback: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    cursor: CursorPosition = CursorPosition()
     title: str | None = None
 
 
@@ -72,8 +92,25 @@ class Snapshot:
     data: bytes
 
     def screen(self) -> Screen:
-        """Read it (a screen of 24×80 is some 200 KB); raises Undecodable."""
-        return decode(Screen, self.data)
+        """The screen, its rows still unread; raises Undecodable."""
+        screen = decode(Screen, self.data)
+        if len(screen.grid) != screen.rows:
+            raise Undecodable("a screen lacks rows")
+        return screen
+
+    def text(self) -> str:
+        """The text up to the cursor, a row a line (a screen of 24×80 is some 200 KB); raises Undecodable.
+
+        One of 64 MiB takes a tenth of a second: read it in a thread; after each row it lets others go on.
+        """
+        screen = self.screen()
+        rows = [*screen.scrollback, *screen.grid]
+        at = len(screen.scrollback) + max(0, screen.cursor.row)
+        lines = [_row(row).rstrip() for row in rows[:at]]
+        if at < len(rows):
+            before = max(0, min(screen.cursor.col, screen.cols, MAX_COLS))
+            lines.append(_row(rows[at]).rstrip().ljust(before))
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +234,15 @@ class Terminals:
             return
         del self._boxes[terminal_id]
         self._slots = {slot: name for slot, name in self._slots.items() if name != terminal_id}
-        with suppress(PaseoError):
+        with anyio.move_on_after(LEAVE_S, shield=True), suppress(PaseoError):  # else the slot stays taken
             await self._link.notify(
                 session_message("unsubscribe_terminal_request", {"terminalId": terminal_id})
             )
+
+
+def _row(row: msgspec.Raw) -> str:
+    time.sleep(0)  # lets another thread have the interpreter
+    return "".join([cell.char for cell in decode(list[Cell], row)])
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from tests.paseo.twin import Twin
 
 
 @asynccontextmanager
-async def replica(twin: Twin, database_url: str, folder: Path) -> AsyncIterator[House]:
+async def replica(twin: Twin, database_url: str, folder: Path, **more: Any) -> AsyncIterator[House]:
     """A service over the daemon, its link up."""
     backends = {"paseo": BackendSettings(type="paseo", url=twin.http, provider="scripted")}
-    async with open_house(database_url, folder, backends=backends) as house:
+    async with open_house(database_url, folder, backends=backends, **more) as house:
         with anyio.fail_after(PATIENCE):
             while (await house.get("/v1/backends/paseo"))["status"] != "up":  # noqa: ASYNC110
                 await anyio.sleep(0.05)

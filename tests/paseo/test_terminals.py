@@ -7,8 +7,9 @@ from typing import Any
 import anyio
 import pytest
 
+from app.backends.paseo_terminals import PaseoTerminals
 from app.paseo.client import PaseoClient
-from app.paseo.errors import LinkLost, Reason, Refused
+from app.paseo.errors import LinkLost, Reason, Refused, Undecodable
 from app.paseo.subscriptions import Mailbox
 from app.paseo.terminals import Exited, Output, Snapshot, TerminalNote
 from tests.paseo.scripted import ScriptedDaemon, connected, scripted_daemon
@@ -50,7 +51,7 @@ async def test_a_terminal_is_followed_from_its_snapshot_to_its_exit() -> None:
             (seen,) = [await other.receive()]
         assert notes == [Snapshot(SCREEN), Output(b"hello\xc3"), Exited()]
         assert isinstance(seen, Snapshot)
-        assert seen.screen().grid[0][0]["char"] == "$"
+        assert seen.text() == "$"
         assert other.drain() == []
         await client.terminals.write("t2", "ls\n")
         await client.terminals.resize("t2", 24, 80)
@@ -58,6 +59,50 @@ async def test_a_terminal_is_followed_from_its_snapshot_to_its_exit() -> None:
         assert typed.message["message"] == {"type": "input", "data": "ls\n"}
         sized = await daemon.next("terminal_input")
         assert sized.message["message"] == {"type": "resize", "rows": 24, "cols": 80}
+
+
+def test_text_of_a_screen_ends_at_its_cursor() -> None:
+    """With what has left it at the top; a wide character's second cell is empty."""
+
+    def cells(text: str) -> list[dict[str, Any]]:
+        return [{"char": char, "bold": False} for char in text.ljust(6)]
+
+    wide = [{"char": "日"}, {"char": ""}, {"char": " "}]
+    screen = {
+        "rows": 3,
+        "cols": 6,
+        "grid": [wide, cells("$ x"), cells("below")],
+        "scrollback": [cells("old")],
+        "cursor": {"row": 1, "col": 4, "hidden": False},
+    }
+    assert Snapshot(json.dumps(screen).encode()).text() == "old\n日\n$ x "
+    anything: list[Any] = [screen | {"grid": [cells("x")]}, screen | {"grid": None}, [], "x"]
+    for broken in anything:
+        with pytest.raises(Undecodable):
+            Snapshot(json.dumps(broken).encode()).text()
+    with pytest.raises(Undecodable):
+        Snapshot(b'{"rows": 1, "cols": 1, "grid": [[{"char": "\\ud800"}]]}').text()
+    odd = screen | {"cursor": {"row": 99, "col": -1}}
+    assert Snapshot(json.dumps(odd).encode()).text() == "old\n日\n$ x\nbelow"
+
+
+async def test_a_screen_is_read_only_if_somebody_asks() -> None:
+    """Here it cannot be read, which costs nothing but what was shown before."""
+    async with scripted_daemon() as daemon, connected(daemon) as client, anyio.create_task_group() as tasks:
+
+        async def answer() -> None:
+            asked = await daemon.next("subscribe_terminal_request")
+            await asked.answer(terminalId="t1", slot=0, error=None)
+            await daemon.socket.send(b"\x04\x00no screen")
+            await daemon.socket.send(b"\x01\x00hello")
+
+        tasks.start_soon(answer)
+        with anyio.fail_after(5):
+            async with PaseoTerminals(client, "paseo").follow("t1") as following:
+                async for data in following:
+                    assert data == b"hello"
+                    break
+                assert await following.shown() is None
 
 
 async def test_a_terminal_is_let_go_when_its_last_follower_leaves() -> None:
