@@ -54,7 +54,7 @@ def run_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="alameda-tests-"))
     folder.chmod(0o711)
     yield folder
-    for server in folder.glob("**/tmux/socket"):
+    for server in folder.glob("**/tmux/socket-*"):
         subprocess.run(["tmux", "-S", server, "kill-server"], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -64,6 +64,7 @@ class PaseoTerminals:
     """Implements `TerminalServer` for one daemon; any process that reaches it may follow its terminals."""
 
     kind: TerminalKind = "paseo"
+    past: str | None = None
 
     def __init__(self, client: PaseoClient, place: str) -> None:
         self.place = place

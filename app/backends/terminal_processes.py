@@ -28,7 +28,7 @@ def leads(pid: int, server: int) -> bool:
     A number from elsewhere, such as another container's, names another process here, or none.
     """
     try:
-        return pid > 1 and os.getsid(pid) == pid and psutil.Process(pid).ppid() == server
+        return server > 0 and os.getsid(pid) == pid and psutil.Process(pid).ppid() == server
     except (OSError, psutil.Error):
         return False
 

@@ -49,6 +49,8 @@ class TerminalServer(Protocol):
     kind: TerminalKind
     place: str
     """What names it in the database: replicas that reach the same terminals have the same."""
+    past: str | None
+    """How the names of its earlier places begin, where nothing runs any more; null if that is not known."""
 
     async def create(self, name: str, cwd: str, spec: TerminalSpec) -> str:
         """Make a terminal that `running` shows under `name`; what it is called from now on.

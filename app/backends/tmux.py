@@ -14,6 +14,7 @@ import anyio
 from app.backends.base import BackendRejected, BackendUnavailable
 from app.backends.terminals import Captured, Running, sliced
 from app.backends.tmux_following import Following, following
+from app.backends.tmux_place import TmuxPlace
 from app.backends.tmux_server import COMMAND_S, TmuxServer
 from app.domain.terminals import TerminalKind, TerminalSpec
 
@@ -31,21 +32,27 @@ _HOLD = ("sleep", "60")
 
 
 class TmuxTerminals:
-    """Implements `TerminalServer`; only processes with the same folder on the same machine reach them."""
+    """Implements `TerminalServer`; only processes with the same folder on the same kernel reach them."""
 
     kind: TerminalKind = "tmux"
 
-    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
-        """`folder` is ours alone; terminals get the usual names of `environ` (ours by default)."""
-        self._server = TmuxServer(folder, environ)
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str] | None = None, *, place: TmuxPlace | None = None
+    ) -> None:
+        """`folder` is ours alone; terminals get the usual names of `environ` (ours by default).
+
+        `place` is the folder on this kernel, unless another one is named.
+        """
+        self._server = TmuxServer(folder, environ, place=place)
         self._typing: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         """A lock for each terminal into which somebody types."""
         self._shell = self._server.env.get("SHELL") or "/bin/sh"
-        self.place = self._server.place
+        self.place = self._server.place.name
+        self.past = self._server.place.past
 
     @property
     def is_there(self) -> bool:
-        """Whether tmux is installed."""
+        """Whether tmux is installed, and has a folder."""
         return self._server.is_there
 
     async def create(self, name: str, cwd: str, spec: TerminalSpec) -> str:

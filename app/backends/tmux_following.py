@@ -34,7 +34,11 @@ async def following(server: TmuxServer, handle: str) -> AsyncIterator["Following
     attach = ["-C", "attach-session", "-f", "read-only,ignore-size", "-t", f"={handle}"]
     try:
         process = await anyio.open_process(
-            server.command(*attach), stderr=subprocess.DEVNULL, env=server.env, start_new_session=True
+            server.command(*attach),
+            stderr=subprocess.DEVNULL,
+            env=server.env,
+            cwd=server.folder,
+            start_new_session=True,
         )
     except OSError as error:
         raise FollowLost(f"no client of tmux could be started: {error.strerror}") from None

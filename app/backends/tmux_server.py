@@ -3,14 +3,14 @@
 import hashlib
 import logging
 import os
+import re
 import secrets
+import shlex
 import shutil
 import socket
-import stat
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 from libtmux import Server
 from libtmux.common import tmux_cmd
 from libtmux.exc import LibTmuxException
@@ -26,48 +27,55 @@ from app.backends.acp_process import PASSED, child_environment
 from app.backends.base import BackendRejected, BackendUnavailable
 from app.backends.terminal_processes import end_sessions, leads
 from app.backends.terminals import TerminalGone
+from app.backends.tmux_place import TmuxPlace, find_place, make_private
 
 T = TypeVar("T")
 
 HISTORY_LINES = 10_000
 """Lines of scrollback that tmux keeps of a terminal."""
-NO_SERVER = ("no server running", "No such file", "Connection refused")
+NO_SERVER = re.compile(r"no server running on |error connecting to .*\((No such file|Connection refused)")
 """What tmux says where none of its servers runs; any other failure says nothing of what runs."""
 COMMAND_S = 5.0
 """Seconds that a command of tmux may take."""
 FORGET_S = 2.0
 """Seconds to delete what was to be typed and could not be."""
-_SOCKET_PATH = 100
-"""Bytes of a socket's path, of which Linux takes 107."""
 
 logging.getLogger("libtmux").setLevel(logging.CRITICAL)  # it would log what it runs
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class TmuxServer:
-    """Only processes with the same folder on the same machine reach it."""
+    """Only processes with the same folder on the same kernel reach it."""
 
-    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str] | None = None, *, place: TmuxPlace | None = None
+    ) -> None:
         """`folder` is ours alone; terminals get the usual names of `environ` (ours by default)."""
         self._program = shutil.which("tmux")
-        self._folder = _short(folder / "tmux")
-        self._socket = self._folder / "socket"
+        self.folder = folder / "tmux"
+        self.place = TmuxPlace(name="", socket="", past=None)
+        if self._program is not None:
+            try:
+                self.place = place or find_place(self.folder)
+            except OSError as error:
+                log.warning("tmux_has_no_folder", error=error.strerror)
+                self._program = None
         self._limiter = anyio.CapacityLimiter(8)
         self._starting = anyio.Lock()
         self._as_it_is: list[str] | None = None
         """The flags with which its `paste-buffer` changes nothing, once it was asked."""
         self.env = child_environment(os.environ if environ is None else environ, (), {})
         """What it and its clients have for an environment."""
-        self.place = f"{socket.gethostname()}:{self._socket}"
 
     @property
     def is_there(self) -> bool:
-        """Whether tmux is installed."""
+        """Whether tmux is installed, and has a folder."""
         return self._program is not None
 
     def command(self, *arguments: str) -> list[str]:
-        """A client of the server, to be run with `env`."""
+        """A client of the server, to be run with `env` and in `folder`: a socket's path must be short."""
         assert self._program is not None
-        return [self._program, "-N", "-S", str(self._socket), *arguments]
+        return [self._program, "-N", "-S", self.place.socket, *arguments]
 
     async def start(self) -> None:
         """See that it runs."""
@@ -78,12 +86,9 @@ class TmuxServer:
 
     async def running(self) -> list[str]:
         """The names of all its sessions; none where no server runs."""
-        if not self._was_started:
-            return []
         done = await self.run("list-sessions", "-F", "#{session_name}")
         if done.returncode:
-            said = " ".join(done.stderr)
-            if any(words in said for words in NO_SERVER):
+            if NO_SERVER.match(" ".join(done.stderr)):
                 return []
             raise BackendUnavailable("tmux does not say what runs")
         return list(done.stdout)
@@ -94,8 +99,6 @@ class TmuxServer:
 
     async def kill(self, handle: str) -> None:
         """End a session with everything that runs in it; nothing if it is not there."""
-        if not self._was_started:
-            return
         leaders = await self._leaders(handle)
         with anyio.CancelScope(shield=True):  # who leads them is known only now
             await self.hang_up(handle)
@@ -103,8 +106,7 @@ class TmuxServer:
 
     async def hang_up(self, handle: str) -> None:
         """End a session as when its window is closed: what ignores that goes on."""
-        if self._was_started:
-            await self.run("kill-session", "-t", f"={handle}")
+        await self.run("kill-session", "-t", f"={handle}")
 
     async def _leaders(self, handle: str) -> set[int]:
         """The processes that lead what runs in a session; none if they are not of this machine's."""
@@ -121,16 +123,21 @@ class TmuxServer:
         """The server's number as this process sees it; null where the system does not tell."""
         if sys.platform != "linux":
             return None
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(COMMAND_S)
-            try:
-                peer.connect(str(self._socket))
-            except OSError:
-                return 0
-            told: tuple[int, int, int] = struct.unpack(
-                "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            )
-            return told[0]
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.settimeout(COMMAND_S)
+                try:
+                    peer.connect(f"/proc/self/fd/{folder}/{self.place.socket}")
+                except OSError:
+                    return 0
+                size = struct.calcsize("3i")  # its process, user and group
+                told: tuple[int, int, int] = struct.unpack(
+                    "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+                )
+                return told[0]
+        finally:
+            os.close(folder)
 
     async def must(self, command: str, handle: str, *arguments: str) -> tmux_cmd:
         """What tmux answers to a command on a terminal that has to be there."""
@@ -145,7 +152,7 @@ class TmuxServer:
         """What tmux answers. libtmux hands its environment on, so a script of ours strips that first."""
         if not self.is_there:
             raise BackendUnavailable("tmux is not installed on this machine")
-        return await self._in_thread(lambda: self._server().cmd(command, *arguments))
+        return await self._in_thread(lambda: self._cmd(command, *arguments))
 
     async def paste(self, handle: str, data: bytes) -> None:
         """Type bytes. They go through a pipe and a buffer: an argument could be read by everybody here."""
@@ -162,7 +169,7 @@ class TmuxServer:
                 self.command("load-buffer", "-b", buffer, "-", ";", *paste),
                 input=data,
                 env=self.env,
-                cwd="/",
+                cwd=self.folder,
                 check=False,
                 start_new_session=True,
             )
@@ -178,12 +185,23 @@ class TmuxServer:
                 raise TerminalGone("tmux has no such terminal")
             raise BackendRejected("tmux refused to type")
 
-    @property
-    def _was_started(self) -> bool:
-        return (self._folder / "tmux").exists()
+    def _cmd(self, command: str, *arguments: str) -> tmux_cmd:
+        return Server(socket_path=self.place.socket, tmux_bin=str(self._wrapper())).cmd(command, *arguments)
 
-    def _server(self) -> Server:
-        return Server(socket_path=str(self._socket), tmux_bin=str(self._folder / "tmux"))
+    def _wrapper(self) -> Path:
+        """A script that runs tmux without our environment; it ends by itself if tmux never does."""
+        assert self._program is not None
+        kept = " ".join(f'${{{name}+{name}="${name}"}}' for name in PASSED)
+        bound = f"timeout -k 1 {COMMAND_S + 1:g} " if shutil.which("timeout") else ""
+        run = f'exec env -i {kept} {bound}{shlex.quote(self._program)} -N "$@"'
+        script = f'#!/bin/sh\ncd -- "${{0%/*}}" && {run}\n'
+        file = self.folder / f"tmux-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
+        if not file.exists():
+            draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+            draft.write_text(script)
+            draft.chmod(0o700)
+            draft.replace(file)
+        return file
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
@@ -197,25 +215,19 @@ class TmuxServer:
     def _start(self) -> None:
         """Start the server unless it runs: it must not have our environment, which holds secrets."""
         assert self._program is not None
-        _make_private(self._folder)
-        wrapper = self._folder / "tmux"
-        kept = " ".join(f'${{{name}+{name}="${name}"}}' for name in PASSED)
-        # A call that a stuck server never answers ends by itself: its thread waits for it.
-        bound = f"timeout -k 1 {COMMAND_S + 1:g} " if shutil.which("timeout") else ""
-        script = f'#!/bin/sh\nexec env -i {kept} {bound}{self._program} -N "$@"\n'
-        if not wrapper.exists() or wrapper.read_text() != script:
-            draft = self._folder / f"tmux.{os.getpid()}"
-            draft.write_text(script)
-            draft.chmod(0o700)
-            draft.replace(wrapper)
+        make_private(self.folder)
+        if self.place.past is not None:
+            for left in self.folder.glob("socket-*"):
+                if not left.name.startswith(self.place.socket):
+                    left.unlink(missing_ok=True)
         subprocess.run(
             [
-                *(self._program, "-S", str(self._socket), "-f", "/dev/null", "start-server", ";"),
+                *(self._program, "-S", self.place.socket, "-f", "/dev/null", "start-server", ";"),
                 *("set-option", "-s", "exit-empty", "off", ";"),
                 *("set-option", "-g", "history-limit", str(HISTORY_LINES)),
             ],
             env=self.env,
-            cwd="/",
+            cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=COMMAND_S,
@@ -232,23 +244,3 @@ def target(handle: str) -> str:
 def unchanged(usage: str) -> list[str]:
     """The flags with which `paste-buffer` changes nothing; from 3.7 on it shows controls without -S."""
     return ["-r", "-S"] if "S" in usage.partition("]")[0] else ["-r"]
-
-
-def _short(folder: Path) -> Path:
-    """The folder itself, or one in the system's temporary folder where a socket's path would be too long."""
-    if len(os.fsencode(folder / "socket")) <= _SOCKET_PATH:
-        return folder
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"alameda-{os.geteuid()}-{digest}"
-
-
-def _make_private(folder: Path) -> None:
-    """See that the folder is there and nobody else's.
-
-    Raises:
-        OSError: it cannot be made, or somebody else has it.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError("the folder of tmux is not ours alone")

@@ -36,7 +36,7 @@ class Terminal:
     backend: str
     kind: TerminalKind
     place: str
-    """Where it can be reached: a backend's name, or a machine and the socket of its tmux."""
+    """Where it can be reached: a backend's name, or what names a data directory on a running kernel."""
     handle: str
     """What it is called there."""
     name: str | None

@@ -52,8 +52,12 @@ class Sweeper:
         servers = {server.place: server for server in self._terminals.servers.all()}
         try:
             async with self._database.begin() as db:
-                rows = await terminals.unsettled(db, list(servers), session)
-            for place in {row.place for row in rows}:
+                past = [server.past for server in servers.values() if server.past is not None]
+                rows = await terminals.unsettled(db, list(servers), past, session)
+            for row in rows:
+                if row.place not in servers:  # it ended with its place
+                    await self._ended(row)
+            for place in {row.place for row in rows} & set(servers):
                 with anyio.move_on_after(LOOK_S), suppress(BackendError):  # the other places are looked at
                     await self._settle(servers[place], [row for row in rows if row.place == place])
         except DatabaseUnavailable:
@@ -75,12 +79,16 @@ class Sweeper:
                     tasks.start_soon(self._end, server, row, found[row.id], ended)
         for row in rows:
             if row.id in ended:
-                await self._terminals.ended(row.id)
-                async with self._database.begin() as db:
-                    await terminals.drop(db, row.id)
+                await self._ended(row)
             elif not row.closed and row.handle is not None and not found[row.id]:
                 await server.kill(row.handle)  # what may be left of it
                 await self._terminals.ended(row.id)
+
+    async def _ended(self, row: Unsettled) -> None:
+        """Nothing of it runs any more; one that was never finished is forgotten."""
+        await self._terminals.ended(row.id)
+        async with self._database.begin() as db:
+            await terminals.drop(db, row.id)
 
     async def _end(
         self, server: TerminalServer, row: Unsettled, handles: set[str], ended: set[TerminalId]

@@ -328,7 +328,7 @@ class TerminalRow(Base):
     session: Mapped[int | None] = mapped_column(ForeignKey("agent_sessions.id", ondelete="SET NULL"))
     kind: Mapped[str]
     place: Mapped[str]
-    """Where it can be reached: a backend's name, or a machine and the socket of its tmux."""
+    """Where it can be reached: a backend's name, or what names a data directory on a running kernel."""
     handle: Mapped[str | None]
     """What it is called there; null while it is being made."""
     name: Mapped[str | None]

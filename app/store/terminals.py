@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, select, text, update
+from sqlalchemy import Select, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.errors import TerminalNotFound
@@ -159,11 +159,18 @@ class Unsettled:
 
 
 async def unsettled(
-    db: AsyncSession, places: Sequence[str], session: SessionKey | None = None
+    db: AsyncSession, places: Sequence[str], past: Sequence[str], session: SessionKey | None = None
 ) -> list[Unsettled]:
-    """Every terminal at these places of which something may run, or those of one session."""
+    """Every terminal of which something may run, or those of one session, at these places.
+
+    Those also at places whose names begin as one of `past`.
+    """
     is_late = TerminalRow.created_at < func.now() - text(f"interval '{UNFINISHED_S} seconds'")
-    query = select(TerminalRow, is_late).where(TerminalRow.place.in_(places), ~TerminalRow.gone)
+    is_there = or_(
+        TerminalRow.place.in_(places),
+        *(TerminalRow.place.startswith(beginning, autoescape=True) for beginning in past),
+    )
+    query = select(TerminalRow, is_late).where(is_there, ~TerminalRow.gone)
     if session is not None:
         query = query.where(TerminalRow.session == session)
     rows = await db.execute(query)

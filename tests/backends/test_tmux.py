@@ -20,7 +20,7 @@ SECRET = "correct horse battery"
 
 def buffers(folder: Path) -> list[str]:
     """The paste buffers that the server has."""
-    (socket,) = folder.glob("tmux/socket*")
+    (socket,) = folder.glob("tmux/socket-*")
     listed = subprocess.run(
         ["tmux", "-S", socket, "list-buffers"], capture_output=True, text=True, check=False
     )
@@ -104,7 +104,7 @@ def alive(pids: list[int]) -> list[int]:
 
 async def inhabitants(folder: Path, handle: str, count: int) -> list[int]:
     """The processes in a terminal, once there are so many."""
-    (socket,) = folder.glob("tmux/socket*")
+    (socket,) = folder.glob("tmux/socket-*")
     listed = await anyio.run_process(
         ["tmux", "-S", str(socket), "list-panes", "-t", f"={handle}:", "-F", "#{pane_pid}"]
     )

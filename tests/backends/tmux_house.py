@@ -44,7 +44,7 @@ def tmux_terminals(folder: Path) -> Iterator[TmuxTerminals]:
     try:
         yield TmuxTerminals(folder)
     finally:
-        for socket in folder.glob("tmux/socket*"):
+        for socket in folder.glob("tmux/socket-*"):
             subprocess.run(["tmux", "-S", socket, "kill-server"], check=False)
 
 

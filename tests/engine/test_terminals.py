@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import psutil
 import pytest
 
@@ -28,7 +29,7 @@ from tests.house import PATIENCE, House, open_house
 
 def tmux(house: House, *arguments: str) -> list[str]:
     """What the house's own tmux answers."""
-    socket = house.settings.data_dir / "tmux" / "socket"
+    (socket,) = (house.settings.data_dir / "tmux").glob("socket-*")
     done = subprocess.run(
         ["tmux", "-S", str(socket), *arguments], capture_output=True, text=True, check=False
     )
@@ -382,6 +383,41 @@ async def test_terminal_of_another_machine_is_shown_and_not_reached(database_url
         assert answer["unreachable"] == [{"terminal_id": terminal, "code": "backend_unavailable"}]
         assert (await there.post("/v1/sessions/s/close")).status_code == 200
         await running(here, set())
+
+
+async def test_terminals_of_an_earlier_kernel_have_ended(house: House, database_address: Address) -> None:
+    """Those of the same data directory; of another one nobody can know that."""
+    (local,) = [one for one in house.service.rooms.terminals.servers.all() if one.kind == "tmux"]
+    if local.past is None:
+        pytest.skip("the tests' folder may be another machine's as well")
+    await house.ensure("s")
+    places = {"0123456789abcdef:another-kernel": "open", f"{local.past}another-kernel": "closed"}
+    terminals = {place: (await open_terminal(house, "s", "cat"))["terminal_id"] for place in places}
+    connection = await asyncpg.connect(**database_address.arguments)
+    try:
+        async with connection.transaction():
+            for place, terminal in terminals.items():
+                await connection.execute("UPDATE terminals SET place = $1 WHERE id = $2", place, terminal)
+    finally:
+        await connection.close()
+    await closed(house, terminals[f"{local.past}another-kernel"])
+    for place, terminal in terminals.items():
+        assert (await house.get(f"/v1/terminals/{terminal}"))["status"] == places[place]
+    assert [one for one in logged(await house.log("s")) if one[0] == "terminal.closed"] == [
+        ("terminal.closed", terminals[f"{local.past}another-kernel"])
+    ]
+
+
+async def test_server_that_was_killed_has_ended_its_terminals(house: House) -> None:
+    """As when a container is made again: the socket is left, and nobody answers."""
+    await house.ensure("s")
+    terminal = (await open_terminal(house, "s", "cat"))["terminal_id"]
+    (pid,) = tmux(house, "display-message", "-p", "#{pid}")
+    psutil.Process(int(pid)).kill()
+    await closed(house, terminal)
+    again = (await open_terminal(house, "s", "cat"))["terminal_id"]
+    await type_into(house, again, "hello\r")
+    await captured(house, again, "hello")
 
 
 async def test_replicas_on_one_machine_share_its_terminals(database_url: str, folder: Path) -> None:
