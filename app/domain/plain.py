@@ -1,27 +1,28 @@
 """A terminal's raw output as the lines of text that a person saw.
 
-CSI, OSC and the other escape sequences are removed; a carriage return and a backspace move the cursor, so
-that what comes after them overwrites; what erases a line's end or a whole line does. Other movements of the
-cursor are not followed: what a program paints over the whole screen is left out.
+CSI, OSC and the other escape sequences are removed. What moves the cursor within a line, and what erases,
+inserts or deletes there, does so, as `rows` has it. Movements to other lines are not followed: what a program
+paints over the whole screen is left out.
 """
 
 import re
 from collections.abc import Iterator
 
-from wcwidth import wcswidth, wcwidth
+from wcwidth import wcswidth
 
 from app.domain.ring import SCREEN
+from app.domain.rows import FINALS, MARK, TAB, Blanks, written
 
 BLOCK = 64 * 1024
 """Bytes that are looked at in one go: short enough for a thread not to hold up the others."""
 MAX_LINE = 1024 * 1024
 """Bytes of a line; a longer one is broken there."""
-MARKS = 16
-"""Characters of a cell, its combining marks included; more are dropped, lest a line take ever longer."""
-TAB = 8
-"""Columns from one tab stop to the next."""
+BLANKS = 4 * BLOCK
+"""Blanks that come of nothing but movements, in one block: some bytes can ask for a whole row of them."""
 
-_ERASE = re.compile(rb"\x1b\[([02]?)K")
+_UNDERSTOOD = re.compile(rb"\x1b\[(\d{0,9}[%b])" % FINALS)
+_MOVES = re.compile(rb"\x1b\[(?:\d{0,9}[@CDGPX`]|[12][JK])")
+_ERASED_END = re.compile(rb"\x010?[JK]")
 _ESCAPES = re.compile(
     rb"\x1b(?:"
     rb"\[[0-?]*[ -/]*[@-~]?"  # CSI
@@ -30,9 +31,7 @@ _ESCAPES = re.compile(
     rb"|[ -/]*[0-~]"
     rb")?"
 )
-_ERASED_END, _ERASED_LINE = b"\x01", b"\x02"
-_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\n\r\b\x01\x02")
-_MOVES = re.compile(rb"\r+|\x08+|[\x01\x02]|[^\r\x08\x01\x02]+")
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\n\r\b" + MARK)
 
 
 def plain_blocks(raw: bytes, *, full_screen: bool = False) -> Iterator[bytes]:
@@ -75,21 +74,20 @@ def _without_full_screens(block: bytes, full_screen: bool) -> tuple[bytes, bool]
 
 
 def _plain(block: bytes) -> bytes:
-    block = block.translate(None, _ERASED_END + _ERASED_LINE)
+    block = block.translate(None, MARK)
     if b"\r\n" in block:
         block = re.sub(rb"\r+\n", b"\n", block)
     moves = b"\r" in block or b"\b" in block
     if b"\x1b" in block:
+        moves = moves or _MOVES.search(block) is not None
         if moves:
-            block = _ERASE.sub(lambda found: _ERASED_LINE if found[1] == b"2" else _ERASED_END, block)
+            block = block.replace(b"\x1b[K", MARK + b"K")  # by far the most frequent
+            block = _UNDERSTOOD.sub(MARK + rb"\1", block)
         block = _ESCAPES.sub(b"", block)
     block = block.translate(None, _CONTROLS)
     if moves:
-        lines = block.split(b"\n")
-        for index, line in enumerate(lines):
-            if b"\r" in line or b"\b" in line:
-                lines[index] = _overwritten(line)
-        block = b"\n".join(lines).translate(None, _ERASED_END + _ERASED_LINE)
+        blanks = Blanks(BLANKS)
+        block = b"\n".join([_written(line, blanks) for line in block.split(b"\n")])
     try:
         block.decode()
     except UnicodeDecodeError:
@@ -97,57 +95,14 @@ def _plain(block: bytes) -> bytes:
     return block
 
 
-def _overwritten(line: bytes) -> bytes:
-    """What stands in a line in the end."""
-    if not line.isascii() or b"\t" in line:
-        return _overwritten_cells(line.decode(errors="replace")).encode()
-    cells, at = bytearray(), 0
-    for move in _MOVES.findall(line):
-        match move[:1]:
-            case b"\r":
-                at = 0
-            case b"\b":
-                at = max(0, at - len(move))
-            case b"\x01":
-                del cells[at:]
-            case b"\x02":
-                cells = bytearray()
-            case _:
-                if at > len(cells):
-                    cells += b" " * (at - len(cells))
-                cells[at : at + len(move)] = move
-                at += len(move)
-    return bytes(cells)
-
-
-def _overwritten_cells(line: str) -> str:
-    """The same where characters are none, one or two cells wide; the second cell of one is empty."""
-    cells: list[str] = []
-    at = 0
-    for character in line:
-        match character:
-            case "\r":
-                at = 0
-            case "\b":
-                at = max(0, at - 1)
-            case "\x01":
-                del cells[at:]
-            case "\x02":
-                cells.clear()
-            case _:
-                cells += [" "] * (at - len(cells))
-                width = TAB - at % TAB if character == "\t" else wcwidth(character)
-                if width <= 0:
-                    if at and len(cells[at - 1]) < MARKS:
-                        cells[at - 1] += character
-                    continue
-                if at < len(cells) and not cells[at]:
-                    cells[at - 1] = " "
-                cells[at : at + width] = [character, *[""] * (width - 1)]
-                if at + width < len(cells) and not cells[at + width]:
-                    cells[at + width] = " "
-                at += width
-    return "".join(cells)
+def _written(line: bytes, blanks: Blanks) -> bytes:
+    if b"\r" not in line and b"\b" not in line:
+        if MARK not in line:
+            return line
+        plain = _ERASED_END.sub(b"", line)  # nothing stands there yet
+        if MARK not in plain:
+            return plain
+    return written(line, blanks)
 
 
 def columns(text: str) -> int:

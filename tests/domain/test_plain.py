@@ -1,5 +1,7 @@
 """A terminal's raw output as the lines that a person saw."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,26 @@ def plain(raw: str | bytes, *, full_screen: bool = False) -> str:
         ("abcdef\rxy\x1b[K", "xy"),
         ("abc\x1b[K\r\nd", "abc\nd"),
         ("abcdef\x1b[2K\rxy", "xy"),
-        ("abcdef\x1b[2Kg", "abcdefg"),
+        ("abcdef\x1b[2Kg", "      g"),
+        ("abcdef\x1b[3D\x1b[1Kx", "   xef"),
+        ("abcdef\x1b[3D\x1b[K\x1b[m", "abc"),
+        ("abcdef\x1b[3D\x1b[J", "abc"),
+        ("one\r\n\x1b[2Jtwo", "one\ntwo"),
+        ("abcdef\x1b[2DX\x1b[CY", "abcdXfY"),
+        ("abc\x1b[0DX\x1b[99DY", "YbX"),
+        ("a\x1b[3Cb\x1b[2Gc", "ac  b"),
+        ("a\x1b[5Gb\x1b[`c", "c   b"),
+        ("git psh\x1b[2D\x1b[1@u", "git push"),
+        ("git puush\x1b[3D\x1b[P", "git push"),
+        ("abcdef\x1b[4D\x1b[2Xx", "abx ef"),
+        ("abcdef\x1b[99D\x1b[3P\x1b[C\x1b[9P", "d"),
+        ("\x1b[01;31m\x1b[Khit\x1b[m\x1b[K of grep", "hit of grep"),
+        ("日本語\x1b[4D\x1b[Px", "日x語"),
+        ("日本語\x1b[3Dx", "日 x語"),
+        ("a\tb\x1b[4Dx", "a    x  b"),
+        ("abcdefghij\r\tX", "abcdefghXj"),
+        ("日\u0301\x1b[Dx", " x"),
+        ("a\x1b[999999999999Cb", "ab"),
         ("abc\b\bX", "aXc"),
         ("abc\b\b\b\b\bX", "Xbc"),
         ("ls -a\b \bl", "ls -l"),
@@ -73,7 +94,7 @@ def test_text_stays_text(text: str) -> None:
     assert plain(text) == text
 
 
-@given(st.text(alphabet="ab日é\r\b\t\n\x1b[]K0;?2hl\x07\x01\x02", max_size=100))
+@given(st.text(alphabet="ab日é\u0301\r\b\t\n\x1b[]CDGJKPX@`0;?29hl\x07\x01\x02", max_size=100))
 def test_whatever_comes_ends_in_lines_without_controls(raw: str) -> None:
     assert not set(plain(raw)) & set(map(chr, {*range(0x20), 0x7F} - {0x09, 0x0A}))
 
@@ -100,3 +121,41 @@ def test_a_cell_keeps_no_more_marks_than_anybody_writes() -> None:
     (block,) = plain_blocks(b"\rae" + "\u0301".encode() * 50_000 + b"\n")
     assert block.decode().startswith("ae\u0301")
     assert block.decode().count("\u0301") < 50
+
+
+PIECES = st.one_of(
+    st.text(alphabet="abc ", min_size=1, max_size=5),
+    st.sampled_from(["\r", "\b"]),
+    st.builds("\x1b[{}{}".format, st.sampled_from(["", 0, 1, 2, 3, 7, 2000]), st.sampled_from("@CDGJKPX`")),
+)
+
+
+@given(st.lists(PIECES, max_size=30))
+def test_cells_of_one_column_are_written_as_any_cells_are(pieces: list[str]) -> None:
+    """There are two ways to do it, and bytes alone take the quick one."""
+    line = "".join(pieces)
+    assert plain(line.replace("a", "é")).replace("é", "a") == plain(line)
+
+
+def test_some_bytes_do_not_become_a_memory_full_of_blanks() -> None:
+    """A movement can ask for a row of a thousand columns; all blanks of a block together are bounded."""
+    for piece in (b"\x1b[999Cx\n", b"x\r\x1b[999@\n", b"x\x1b[999G", b"\x1b[999Cx\r\x1b[999@"):
+        raw = piece * (10**6 // len(piece))
+        assert sum(map(len, plain_blocks(raw))) < 6 * len(raw)
+
+
+@pytest.mark.parametrize(
+    "step", [b"\x1b[P", b"\x1b[@", b"\x1b[9@\x1b[9P", b"\x1b[1K", b"\x1b[99X", b"\x1b[K"]
+)
+@pytest.mark.parametrize("text", [b"x", "日".encode(), b"\t"], ids=["plain", "wide", "tabs"])
+def test_editing_a_long_line_takes_time_in_proportion(step: bytes, text: bytes) -> None:
+    """What is moved is a row, not the line, whose fiftyfold would take 2500 times as long."""
+
+    def seconds(size: int) -> float:
+        line = text * (size // 2 // len(text)) + b"\r" + step * (size // 2 // len(step))
+        began = time.thread_time()
+        list(plain_blocks(line))
+        return time.thread_time() - began
+
+    small, large = min(seconds(10_000) for _ in range(3)), seconds(500_000)
+    assert large < 500 * small + 0.5

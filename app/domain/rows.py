@@ -1,0 +1,198 @@
+"""A line of a terminal while it is written: what is overwritten, erased, inserted and deleted in it.
+
+It may be longer than a row of any terminal, for where the terminal has wrapped it is not known. What moves
+the rest of a row therefore reaches no further than the widest row: each movement takes bounded time.
+"""
+
+import re
+from typing import Any
+
+from wcwidth import wcwidth
+
+TAB = 8
+"""Columns from one tab stop to the next."""
+MARKS = 16
+"""Characters of a cell, its combining marks included; more are dropped, lest a line take ever longer."""
+WIDEST = 1000
+"""Columns of the widest row."""
+MARK = b"\x01"
+"""Stands for CSI before the sequences that are understood here: a number, or none, and one of `FINALS`."""
+FINALS = b"@CDGJKPX`"
+"""Insert blanks, right, left, to a column, erase (`J`, `K`), delete, blank out, to a column."""
+
+_ERASE_END = MARK + b"K"
+_STEPS = re.compile(rb"\r+|\x08+|\x01\d*[%b]|[^\r\x08\x01]+" % FINALS)
+_TEXT_STEPS = re.compile(_STEPS.pattern.decode())
+
+
+class Blanks:
+    """How many blanks may still come of nothing but movements, in some lines together."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def take(self, count: int) -> int:
+        """So many, or as many as are left."""
+        count = min(count, self._left)
+        self._left -= count
+        return count
+
+
+def written(line: bytes, blanks: Blanks) -> bytes:
+    """What stands in a line in the end."""
+    if line.isascii() and b"\t" not in line:
+        return _written_bytes(line, blanks)
+    wide = _WideRow([], [" "], blanks)
+    for text in _TEXT_STEPS.findall(line.decode(errors="replace")):
+        match text[0]:
+            case "\r":
+                wide.at = 0
+            case "\b":
+                wide.at = max(0, wide.at - len(text))
+            case "\x01":
+                wide.edit(text[-1], text[1:-1])
+            case _:
+                for character in text:
+                    wide.put(character)
+    return "".join(wide.cells).encode()
+
+
+def _written_bytes(line: bytes, blanks: Blanks) -> bytes:
+    row = _Row(bytearray(), b" ", blanks)
+    cells, at = row.cells, 0
+    for step in _STEPS.findall(line):
+        match step[0]:
+            case 0x0D:
+                at = 0
+            case 0x08:
+                at = max(0, at - len(step))
+            case 0x01 if step == _ERASE_END:  # by far the most frequent
+                del cells[at:]
+            case 0x01:
+                row.at = at
+                row.edit(chr(step[-1]), step[1:-1])
+                at = row.at
+            case _:
+                if at > len(cells):
+                    row.at = at
+                    row.fill()
+                    at = row.at
+                end = at + len(step)
+                cells[at:end] = step
+                at = end
+    return bytes(cells)
+
+
+class _Row:
+    """Cells of one byte each, and where the cursor is."""
+
+    def __init__(self, cells: Any, blank: Any, blanks: Blanks) -> None:
+        self.cells = cells
+        self.at = 0
+        self._blank = blank
+        self._blanks = blanks
+
+    def edit(self, final: str, number: Any) -> None:
+        """Do what a sequence says."""
+        count = min(int(number or 0), WIDEST)
+        cells, at, many = self.cells, self.at, max(1, count)
+        match final:
+            case "C":
+                self.at = max(at, min(at + many, max(len(cells), WIDEST - 1)))
+            case "D":
+                self.at = max(0, at - many)
+            case "G" | "`":
+                self.at = many - 1
+            case "K" | "J":
+                self._erase(count)
+            case "X":
+                self._blank_out(at, at + many)
+            case "P" if at < len(cells):
+                self._part(at)
+                self._part(at + many)
+                end = at + WIDEST
+                rest = cells[at + many : end]
+                if end < len(cells):
+                    rest += self._blank * (WIDEST - len(rest))
+                cells[at:end] = rest
+            case "@" if at < len(cells):
+                end = at + WIDEST
+                room = WIDEST if end < len(cells) else max(WIDEST, len(cells)) - at
+                many = self._blanks.take(min(many, room))
+                self._part(at)
+                self._part(at + room - many)  # what comes to stand past the row's end is lost
+                cells[at:end] = (self._blank * many + cells[at:end])[:room]
+
+    def _erase(self, what: int) -> None:
+        """To the end, from the beginning up to the cursor, or all of it; a screen's rest is its line's."""
+        if what == 0:
+            self._part(self.at)
+            del self.cells[self.at :]
+        elif what == 1:
+            self._blank_out(max(0, self.at + 1 - WIDEST), self.at + 1)
+        elif what == 2:
+            del self.cells[:]
+
+    def _blank_out(self, start: int, end: int) -> None:
+        self._part(start)
+        self._part(end)
+        if end >= len(self.cells):
+            del self.cells[start:]
+        else:
+            self.cells[start:end] = self._blank * (end - start)
+
+    def fill(self) -> None:
+        """See that there are cells up to the cursor."""
+        if (missing := self.at - len(self.cells)) > 0:
+            self.cells += self._blank * self._blanks.take(missing)
+            self.at = len(self.cells)
+
+    def _part(self, at: int) -> None:
+        """See that no character stands on both sides of a column."""
+
+
+class _WideRow(_Row):
+    """Cells that hold a character each, with its marks; one of several columns is followed by empty cells."""
+
+    def put(self, text: str) -> None:
+        """Write one character."""
+        if text == "\t":
+            return self._tab()
+        self.fill()
+        width = wcwidth(text)
+        if width <= 0:
+            self._add_mark(text)
+            return None
+        self._part(self.at)
+        self._part(self.at + width)
+        self.cells[self.at : self.at + width] = [text, *[""] * (width - 1)]
+        self.at += width
+        return None
+
+    def _tab(self) -> None:
+        """Go to the next stop; over cells that nobody has written it is kept as it is."""
+        width = TAB - self.at % TAB
+        if self.at >= len(self.cells):
+            self.fill()
+            width = TAB - self.at % TAB
+            self.cells += ["\t", *[""] * (width - 1)]
+        self.at += width
+
+    def _add_mark(self, mark: str) -> None:
+        at = self._owner(self.at - 1)
+        if at >= 0 and len(self.cells[at]) < MARKS:
+            self.cells[at] += mark
+
+    def _owner(self, at: int) -> int:
+        """The cell whose character stands in this one."""
+        while at > 0 and not self.cells[at]:
+            at -= 1
+        return at
+
+    def _part(self, at: int) -> None:
+        if 0 < at < len(self.cells) and not self.cells[at]:
+            start = self._owner(at)
+            end = at
+            while end < len(self.cells) and not self.cells[end]:
+                end += 1
+            self.cells[start:end] = [" "] * (end - start)
