@@ -8,7 +8,7 @@ import anyio
 import anyio.to_thread
 
 from app.backends.base import BackendRejected, BackendUnavailable, OutcomeUnknown
-from app.backends.terminals import Captured, FollowLost, Running, TerminalGone
+from app.backends.terminals import Captured, FollowLost, Running, TerminalGone, sliced
 from app.domain.terminals import COLS, ROWS, TerminalKind, TerminalSpec
 from app.paseo import errors
 from app.paseo.client import PaseoClient
@@ -121,14 +121,18 @@ class PaseoTerminals:
         await self._ask(lambda: self._terminals.resize(handle, rows, cols))
 
     async def capture(self, handle: str, *, start: int | None, end: int | None, ansi: bool) -> Captured:
-        """Lines as the daemon has them. An unknown terminal has none, and no error tells."""
+        """Lines as the daemon has them. An unknown terminal has none, and no error tells.
+
+        Of numbers that count from the end the daemon does not say what it makes, so all lines are asked for.
+        """
         strip = False if ansi else None
-        found = await self._ask(
-            lambda: self._terminals.capture(handle, start=start, end=end, strip_ansi=strip)
-        )
+        from_end = any(number is not None and number < 0 for number in (start, end))
+        wanted = {} if from_end else {"start": start, "end": end}
+        found = await self._ask(lambda: self._terminals.capture(handle, strip_ansi=strip, **wanted))
         if not found.total_lines and handle not in {one.handle for one in await self.running()}:
             raise TerminalGone("the daemon has no such terminal")
-        return Captured(found.lines, found.total_lines)
+        lines = sliced(found.lines, start, end) if from_end else found.lines
+        return Captured(lines, found.total_lines)
 
     async def running(self) -> Sequence[Running]:
         """All of the daemon's terminals."""

@@ -36,11 +36,11 @@ def leads(pid: int, server: int) -> bool:
 async def end_sessions(leaders: AbstractSet[int]) -> None:
     """End what runs in the sessions of these leaders, whose terminals have just been closed.
 
-    Takes two seconds at most, and goes on when it is cancelled: what it leaves nobody would find again.
+    Takes up to three seconds, and goes on when it is cancelled: what it leaves nobody would find again.
     """
     if not leaders:
         return
-    with anyio.CancelScope(shield=True):
+    with anyio.move_on_after(HANG_UP_S + TERMINATE_S + KILL_S + 1.0, shield=True):
         for number, seconds in (
             (None, HANG_UP_S),
             (signal.SIGTERM, TERMINATE_S),

@@ -101,4 +101,4 @@ def sliced(lines: Sequence[str], start: int | None, end: int | None) -> list[str
     """The lines from `start` to `end`, which is included; both from the end if they are negative."""
     first = 0 if start is None else start if start >= 0 else max(0, len(lines) + start)
     last = len(lines) - 1 if end is None else end if end >= 0 else len(lines) + end
-    return list(lines[first : last + 1])
+    return list(lines[first : max(0, last + 1)])

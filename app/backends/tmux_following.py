@@ -83,7 +83,7 @@ class Following:
                 for line in await self._lines():
                     attached = attached or line.startswith(b"%session-changed")
                     if line.startswith(b"%exit"):
-                        raise TerminalGone("tmux has no such terminal")
+                        raise FollowLost("tmux has let go of its client")  # whatever for
                     if line.startswith(b"%output "):
                         self._early.append(line)
             return

@@ -140,6 +140,10 @@ async def test_capture_shows_scrollback_and_screen_by_line(house: House) -> None
     assert await house.get(path, start=3, end=4) == {"lines": ["line 3", "line 4"], "total_lines": 101}
     assert (await house.get(path, start=-2))["lines"] == ["line 99", "red"]
     assert (await house.get(path, start=200))["lines"] == []
+    assert (await house.get(path, end=-101))["lines"] == ["line 0"]
+    assert (await house.get(path, end=-110))["lines"] == []
+    assert (await house.get(path, start=-110, end=-101))["lines"] == ["line 0"]
+    assert (await house.get(path, start=5, end=4))["lines"] == []
     coloured = (await house.get(path, start=-1, ansi=True))["lines"][0]
     assert "\x1b[31mred" in coloured
 

@@ -66,6 +66,10 @@ async def test_terminal_of_a_daemon_is_used_from_its_first_byte_to_its_last(
         assert answer["source"] == "ring"
         assert [(m["line"], m["column"], m["length"]) for m in answer["matches"]] == [(0, 7, 4), (1, 0, 4)]
         assert (await captured(house, terminal, "grün"))[:2] == ["# echo grün", "grün"]
+        path = f"/v1/terminals/{terminal}/capture"
+        assert await house.get(path, start=1, end=1) == {"lines": ["grün"], "total_lines": 3}
+        assert await house.get(path, start=-2, end=-2) == {"lines": ["grün"], "total_lines": 3}
+        assert await house.get(path, end=-4) == {"lines": [], "total_lines": 3}
         assert twin.daemon is not None
         (shell,) = twin.daemon.terminals.all.values()
         assert (shell.rows, shell.cols) == (30, 100)
