@@ -503,11 +503,20 @@ async def test_tmux_that_does_not_answer_is_a_503_and_ends_no_terminal(house: Ho
     (pid,) = tmux(house, "display-message", "-p", "#{pid}")
     server = psutil.Process(int(pid))
     server.suspend()
+    path, answers = f"/v1/terminals/{terminal}", []
+
+    async def ask(method: str, verb: str, body: Any) -> None:
+        answers.append(await house.client.request(method, f"{path}/{verb}", json=body))
+
     try:
-        answer = await house.client.get(f"/v1/terminals/{terminal}/capture")
-        assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "GET", "capture", None)
+            tasks.start_soon(ask, "POST", "input", {"data": "never typed"})
+            tasks.start_soon(ask, "POST", "input", {"data": "waits in vain"})
     finally:
         server.resume()
+    assert [(one.status_code, one.json()["code"]) for one in answers] == [(503, "backend_unavailable")] * 3
     await type_into(house, terminal, "again\r")
-    await captured(house, terminal, "again")
+    assert (await captured(house, terminal, "again"))[0] == "again"
+    assert tmux(house, "list-buffers") == []
     assert (await house.get(f"/v1/terminals/{terminal}"))["status"] == "open"
