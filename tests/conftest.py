@@ -55,7 +55,7 @@ def run_folder() -> Iterator[Path]:
     folder.chmod(0o711)
     yield folder
     for server in folder.glob("**/tmux/socket-*"):
-        subprocess.run(["tmux", "-S", server, "kill-server"], check=False)
+        subprocess.run(["tmux", "-S", server.name, "kill-server"], cwd=server.parent, check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 

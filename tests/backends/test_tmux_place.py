@@ -66,13 +66,13 @@ async def test_data_directory_may_have_a_long_path(folder: Path) -> None:
     """A socket's path may not: it is named from within its directory."""
     deep = folder / ("x" * 100) / ("it's " * 20)
     deep.mkdir(parents=True)
-    terminals = TmuxTerminals(deep)
-    handle = await run_in(terminals, "t", "echo hello; read x")
-    await shown(terminals, handle, "hello")
-    async with terminals.follow(handle) as following:
-        await terminals.write(handle, "more")
-        async for told in following:
-            assert told == b"more"
-            break
-    await terminals.kill(handle)
-    assert await terminals.running() == []
+    with tmux_terminals(deep) as terminals:
+        handle = await run_in(terminals, "t", "echo hello; read x")
+        await shown(terminals, handle, "hello")
+        async with terminals.follow(handle) as following:
+            await terminals.write(handle, "more")
+            async for told in following:
+                assert told == b"more"
+                break
+        await terminals.kill(handle)
+        assert await terminals.running() == []

@@ -45,7 +45,7 @@ def tmux_terminals(folder: Path) -> Iterator[TmuxTerminals]:
         yield TmuxTerminals(folder)
     finally:
         for socket in folder.glob("tmux/socket-*"):
-            subprocess.run(["tmux", "-S", socket, "kill-server"], check=False)
+            subprocess.run(["tmux", "-S", socket.name, "kill-server"], cwd=socket.parent, check=False)
 
 
 async def run_in(terminals: TmuxTerminals, name: str, script: str) -> str:
