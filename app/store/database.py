@@ -115,8 +115,13 @@ class Database:
             lock_timeout=str(LOCK_TIMEOUT_MS),
             idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_MS),
         )
-        if not self._address.pooled and connection.get_server_version() >= (17,):
+        if self._address.pooled or connection.get_server_version() < (17,):
+            return connection
+        try:
             await connection.execute(f"SET transaction_timeout = {TRANSACTION_MS}")
+        except BaseException:  # the pool has never had it, so nobody else would close it
+            connection.terminate()
+            raise
         return connection
 
     @asynccontextmanager

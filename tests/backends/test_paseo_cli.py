@@ -211,7 +211,7 @@ async def test_a_turn_is_told_at_its_end_as_one_text(tmp_path: Path) -> None:
 async def test_a_long_turn_gives_signs_of_life(tmp_path: Path) -> None:
     async with cli_backend(tmp_path) as backend:
         agent = await made(backend, tmp_path)
-        await agent.prompt(prompt("a-1", "sleep 6000", "say done"))
+        await agent.prompt(prompt("a-1", "sleep 20000", "say done"))
         signals = await until(agent, is_end)
         assert StillRunning() in signals
         assert text(signals) == "done"

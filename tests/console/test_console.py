@@ -259,7 +259,7 @@ def test_prompt_of_the_demo_agent_shows_what_it_says_and_does(
     enter(page, service)
     expect(page.get_by_label("Backend")).to_have_value("demo")
     prompt = (
-        "think about it\nplan look; leap\nread src/a.py\nedit src/a.py\nrun ls -l\ntokens 12 34\nstream 20 20"
+        "think about it\nplan look; leap\nread src/a.py\nedit src/a.py\nrun ls -l\ntokens 12 34\nstream 99 20"
     )
     session_id = prompt_new(page, prompt)
     expect(page.locator(".prompt-item .text")).to_have_text(prompt)
@@ -269,7 +269,7 @@ def test_prompt_of_the_demo_agent_shows_what_it_says_and_does(
     expect(page.locator(".growing")).to_have_count(0)
 
     assert messages_on_page(page) == messages_in_log(service.events(session_id))
-    expect(page.locator(".message .text")).to_have_text("".join(f"chunk-{n} " for n in range(1, 21)))
+    expect(page.locator(".message .text")).to_have_text("".join(f"chunk-{n} " for n in range(1, 100)))
     expect(page.locator(".reasoning .text")).to_be_hidden()
     page.get_by_text("Reasoning").click()
     expect(page.locator(".reasoning .text")).to_have_text("about it")

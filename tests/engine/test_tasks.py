@@ -278,9 +278,11 @@ async def test_a_close_cancels_every_task_of_the_session(house: House) -> None:
 async def test_a_drained_session_ends_its_open_step_and_begins_none(house: House) -> None:
     """The task is cancelled between two steps, and a retry later begins with the next one."""
     await house.ensure("s")
-    task = await make(house, "s", {"prompt": "say a\nsleep 0.5"}, {"prompt": "say b"})
-    await begun(house, "s")
+    task = await make(house, "s", {"prompt": "say a\nask Go on?"}, {"prompt": "say b"})
+    await begun(house, "s", event="permission.requested")
     await house.post("/v1/sessions/s/close", {"mode": "drain"})
+    ((asked,), _) = (await house.get("/v1/permissions", status="pending")).values()
+    await house.post(f"/v1/permissions/{asked['permission_id']}/respond", {"outcome": "allow"})
     await begun(house, "s", event="session.closed")
     task = await settled(house, task["task_id"])
     assert statuses(task) == ("cancelled", ["completed", "pending"])
