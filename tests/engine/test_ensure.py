@@ -341,6 +341,7 @@ async def test_close_ends_the_turn_and_the_queue(house: House) -> None:
     await put(house, "s-1")
     running = (await house.prompt("s-1", "say begun\nsleep 600"))["turn_id"]
     queued = (await house.prompt("s-1", "say x", multitask_strategy="enqueue"))["turn_id"]
+    await house.follow(f"/v1/turns/{running}/events/stream", "message.delta")
     answer = await house.post("/v1/sessions/s-1/close", {"mode": "cancel"})
     assert (answer.status_code, answer.json()["status"]) == (200, "closed")
     for turn, outcome in ((running, "stopped"), (queued, None)):
