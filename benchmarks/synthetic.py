@@ -115,6 +115,7 @@ class SyntheticBackend:
     type = "synthetic"
     name = NAME
     default_provider = NAME
+    server_id: str | None = None
     capabilities = Capabilities(permissions=False, settings=False)
 
     def __init__(self, cwd: Path, tasks: TaskGroup) -> None:

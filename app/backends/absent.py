@@ -26,6 +26,7 @@ class AbsentBackend:
     def __init__(self, name: str) -> None:
         self.name = name
         self.default_provider = name
+        self.server_id: str | None = None
 
     async def health(self) -> Health:
         """Down, and why."""

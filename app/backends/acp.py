@@ -66,6 +66,7 @@ class AcpBackend:
         self.name = name
         self.place = place
         self.default_provider = provider or name
+        self.server_id: str | None = None
         self._command = list(command)
         self._env = child_environment(os.environ if environ is None else environ, pass_env, env or {})
         self._silence = silence

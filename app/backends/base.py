@@ -366,6 +366,10 @@ class Backend(Protocol):
     place: Place
     default_provider: str
 
+    @property
+    def server_id(self) -> str | None:
+        """The name that the daemon behind it gives itself, by which two are told apart; null: not known."""
+
     async def health(self) -> Health:
         """Look now, within 5 s; never raises."""
 

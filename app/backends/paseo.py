@@ -104,7 +104,16 @@ class PaseoBackend:
         self._scope = anyio.CancelScope()
         self._up_at = -math.inf
         """Monotonic time at which the link was last seen up."""
+        self._server_id: str | None = None
         tasks.start_soon(self._serve, name=f"paseo link {name}")
+
+    @property
+    def server_id(self) -> str | None:
+        """The daemon's own name, as its greeting had it last."""
+        server = self._client.link.server
+        if server is not None:
+            self._server_id = server.server_id
+        return self._server_id
 
     async def _serve(self) -> None:
         with self._scope:

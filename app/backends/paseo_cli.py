@@ -85,6 +85,7 @@ class PaseoCliBackend:
         self.name = name
         self.place = place
         self.default_provider = provider
+        self.server_id: str | None = None  # no command tells which daemon answered
         self._tasks = tasks
         self._pace = pace or CliPace()
         self._cli = PaseoCli(command, env=env, url=url, password=password)

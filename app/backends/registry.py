@@ -25,6 +25,12 @@ class Registry:
         """All names."""
         return list(self._backends)
 
+    def elsewhere(self, name: str) -> list[str]:
+        """The backends on another daemon than that one: not those of which nobody can say."""
+        here = self._backends.get(name)
+        server = here.server_id if here is not None else None
+        return [one.name for one in self if None not in (server, one.server_id) and one.server_id != server]
+
     def mortal(self) -> list[str]:
         """The backends whose agents end with the process that hosts them."""
         return [backend.name for backend in self if not backend.capabilities.survives_host]

@@ -20,7 +20,7 @@ from app.domain.errors import (
     UnsupportedByBackend,
 )
 from app.domain.events import SessionOpened
-from app.domain.ids import Owner, SessionId, new_session_id
+from app.domain.ids import Owner, SessionId, SessionKey, new_session_id
 from app.domain.keys import Principal
 from app.domain.sessions import (
     Ensured,
@@ -115,8 +115,8 @@ class Ensuring:
             if found is not None:  # another ensure made it at the same moment
                 return found, False
             adopted = request.provider_session_id
-            if adopted is not None and not await sessions.may_adopt(db, backend.name, adopted):
-                raise _adopted_already()
+            if adopted is not None:
+                await self._claim(db, backend.name, provider, adopted)
             if await sessions.count_open(db, caller.owner) >= self._sessions_per_owner:
                 raise TooManySessions
             key = await sessions.make(
@@ -237,10 +237,8 @@ class Ensuring:
             if locked is None:
                 raise SessionNotFound
             adopted = locked.provider_session_id if locked.status == "closed" else None
-            if adopted is not None and not await sessions.may_adopt(
-                db, locked.backend, adopted, but=locked.key
-            ):
-                raise _adopted_already()
+            if adopted is not None:
+                await self._claim(db, locked.backend, locked.provider, adopted, but=locked.key)
             open_now = [intent for intent in await intents.pending(db, session.key) if intent.kind == "open"]
             if open_now:
                 number: UUID = open_now[0].id
@@ -257,6 +255,16 @@ class Ensuring:
         assert intent.result is not None
         how: str = intent.result["how"]
         return "reused" if open_now and how in ("created", "imported") else how
+
+    async def _claim(
+        self, db: Transaction, backend: str, provider: str, adopted: str, *, but: SessionKey | None = None
+    ) -> None:
+        """See that no other session is on that session of the provider, by whichever way to its daemon."""
+        elsewhere = self._registry.elsewhere(backend)
+        if not await sessions.may_adopt(db, provider, adopted, elsewhere=elsewhere, but=but):
+            raise SessionConflict(
+                fields=["provider_session_id"], detail="another session has adopted this one"
+            )
 
     async def _update(self, caller: Principal, request: EnsureRequest, session: Session) -> Session:
         change = SessionChange(
@@ -296,10 +304,6 @@ class Ensuring:
             renamed = await sessions.by_key(db, session.key)
         assert renamed is not None
         return renamed
-
-
-def _adopted_already() -> SessionConflict:
-    return SessionConflict(fields=["provider_session_id"], detail="another session has adopted this one")
 
 
 def _refuse_differences(request: EnsureRequest, session: Session) -> None:

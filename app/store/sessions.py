@@ -212,20 +212,27 @@ async def belongs(db: AsyncSession, owner: Owner, project_id: str | None, key: S
 
 
 async def may_adopt(
-    db: AsyncSession, backend: str, provider_session_id: str, *, but: SessionKey | None = None
+    db: AsyncSession,
+    provider: str,
+    provider_session_id: str,
+    *,
+    elsewhere: Sequence[str] = (),
+    but: SessionKey | None = None,
 ) -> bool:
     """Whether no other session, of any owner, has adopted that session of a provider.
 
-    A closed one does not count, unless it is just being opened. One transaction at a time asks, after it has
-    locked the row of a session that is there.
+    A closed one does not count, unless it is just being opened, nor does one of the backends `elsewhere`,
+    whose daemon is another one. One transaction at a time asks, after it has locked the row of a session that
+    is there.
     """
-    name = f"adopt:{backend}:{provider_session_id}"
+    name = f"adopt:{provider}:{provider_session_id}"
     await db.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
     opening = exists().where(
         IntentRow.session == SessionRow.id, IntentRow.kind == "open", IntentRow.done_at.is_(None)
     )
     query = select(SessionRow.id).where(
-        SessionRow.backend == backend,
+        SessionRow.provider == provider,
+        SessionRow.backend.not_in(elsewhere),
         SessionRow.provider_session_id == provider_session_id,
         or_(SessionRow.status != "closed", opening),
     )
