@@ -105,7 +105,11 @@ class AcpBackend:
     async def create(self, spec: AgentSpec) -> AcpAgent:
         """Start a process and begin a session in it; nothing is left of it if that fails."""
         if spec.provider != self.default_provider:
-            raise ProviderNotFound(f"the backend {self.name} has no provider {spec.provider!r}")
+            raise ProviderNotFound(
+                f"the backend {self.name} has no provider {spec.provider!r}",
+                provider=spec.provider,
+                available=[self.default_provider],
+            )
         return await self._opened(spec, None)
 
     async def find(self, spec: AgentSpec) -> AcpAgent | None:

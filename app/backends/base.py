@@ -30,7 +30,12 @@ class BackendRejected(BackendError):
 
 
 class ProviderNotFound(BackendRejected):
-    """The backend has no provider of that name."""
+    """The backend has no provider of that name; `available` are those that it has, as far as is known."""
+
+    def __init__(self, message: str, *, provider: str, available: Sequence[str]) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.available = list(available)
 
 
 class NotPending(BackendRejected):

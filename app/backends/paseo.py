@@ -34,7 +34,7 @@ from app.backends.paseo_following import Lost
 from app.backends.paseo_labels import KEY_LABEL, ORIGIN
 from app.backends.paseo_settling import Pace
 from app.backends.paseo_terminals import PaseoTerminals
-from app.backends.paseo_translate import failure_words
+from app.backends.paseo_translate import failure_words, not_imported
 from app.domain.signals import Cursor
 from app.paseo import errors, snapshots
 from app.paseo.address import Address
@@ -183,6 +183,10 @@ class PaseoBackend:
         labels = {**spec.labels, **ORIGIN, KEY_LABEL: spec.creation_key}
         try:
             made = await self._client.create_agent(spec.provider, spec.cwd, labels=labels, git=git, **config)
+        except errors.Refused as error:
+            if error.reason is Reason.UNKNOWN_PROVIDER:
+                raise await self._no_provider(error.text, spec.provider) from None
+            raise _not_made(error) from None
         except PaseoError as error:
             raise _not_made(error) from None
         return await self._hold_new(made, spec)
@@ -199,6 +203,10 @@ class PaseoBackend:
             raise BackendUnavailable(str(error)) from None
         try:
             made = await self._client.import_agent(spec.provider, session, cwd=spec.cwd, labels=labels)
+        except errors.Refused as error:
+            if error.reason is Reason.UNKNOWN_PROVIDER:
+                raise not_imported(spec.provider, error.text) from None
+            raise _not_made(error) from None
         except PaseoError as error:
             raise _not_made(error) from None
         agent = await self._hold_new(made, spec)
@@ -207,6 +215,13 @@ class PaseoBackend:
             with suppress(BackendError):  # it is there; what is in force is shown
                 await agent.configure(change)
         return agent
+
+    async def _no_provider(self, words: str, provider: str) -> ProviderNotFound:
+        """That the daemon has no such provider, and which it has now."""
+        available: list[str] = []
+        with suppress(BackendUnavailable):
+            available = [one.id for one in await self.providers()]
+        return ProviderNotFound(words, provider=provider, available=available)
 
     async def _hold_new(self, made: snapshots.Agent, spec: AgentSpec) -> PaseoAgent:
         agent = PaseoAgent(self._client, made, spec, self._tasks, self._pace)
@@ -300,8 +315,6 @@ def _not_made(error: PaseoError) -> BackendError:
     if isinstance(error, errors.NotSent):
         return BackendUnavailable(str(error))
     if isinstance(error, errors.Refused):
-        if error.reason is Reason.UNKNOWN_PROVIDER:
-            return ProviderNotFound(error.text)
         return BackendRejected(failure_words(error.text))
     return OutcomeUnknown(str(error))
 

@@ -7,6 +7,7 @@ is told once a turn has ended. Everything else is unsupported.
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -31,10 +32,10 @@ from app.backends.paseo_archiving import put_away
 from app.backends.paseo_cli_agent import PaseoCliAgent
 from app.backends.paseo_cli_following import LOOKS, CliPace
 from app.backends.paseo_labels import KEY_LABEL, ORIGIN
-from app.backends.paseo_translate import failure_words
+from app.backends.paseo_translate import failure_words, not_imported
 from app.domain.signals import Cursor
 from app.paseo.cli import PaseoCli
-from app.paseo.cli_answers import Inspected
+from app.paseo.cli_answers import Inspected, Made
 from app.paseo.cli_running import NoSeat
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused
 
@@ -137,14 +138,16 @@ class PaseoCliBackend:
         labels = [f"{key}={value}" for key, value in ORIGIN.items()] + [_label(spec)]
         try:
             if spec.provider_session_id is not None:
-                made = await self._cli.adopt(
-                    spec.provider_session_id, provider=spec.provider, cwd=spec.cwd, labels=labels
-                )
+                made = await self._adopted(spec, spec.provider_session_id, labels)
             else:
                 title = spec.title[:NAME_MAX] if spec.title else None
                 made = await self._cli.start(
                     GREETING, provider=spec.provider, cwd=spec.cwd, title=title, labels=labels
                 )
+        except Refused as error:
+            if error.reason is Reason.UNKNOWN_PROVIDER:
+                raise await self._no_provider(error.text, spec.provider) from None
+            raise _not_made(error) from None
         except PaseoError as error:
             raise _not_made(error) from None
         if spec.provider_session_id is None:
@@ -153,6 +156,22 @@ class PaseoCliBackend:
             return await self._held(await self._cli.inspect(made.agent_id), spec, None, None)
         except PaseoError as error:
             raise OutcomeUnknown(str(error)) from None
+
+    async def _adopted(self, spec: AgentSpec, session: str, labels: Sequence[str]) -> Made:
+        try:
+            return await self._cli.adopt(session, provider=spec.provider, cwd=spec.cwd, labels=labels)
+        except Refused as error:
+            if error.reason is Reason.UNKNOWN_PROVIDER or error.text.startswith("Unsupported provider"):
+                raise not_imported(spec.provider, error.text) from None
+            raise
+
+    async def _no_provider(self, words: str, provider: str) -> ProviderNotFound:
+        """That the daemon has no such provider, and which it has now."""
+        self._providers = None
+        available: list[str] = []
+        with suppress(BackendUnavailable):
+            available = [one.id for one in await self.providers()]
+        return ProviderNotFound(words, provider=provider, available=available)
 
     async def _greeted(self, agent: str) -> None:
         """Wait until the agent is at rest; one that cannot even be greeted is put away."""
@@ -244,7 +263,5 @@ def _not_made(error: PaseoError) -> BackendError:
     if isinstance(error, NotSent):
         return BackendUnavailable(str(error))
     if isinstance(error, Refused):
-        if error.reason is Reason.UNKNOWN_PROVIDER or error.text.startswith("Unsupported provider"):
-            return ProviderNotFound(error.text)
         return BackendRejected(failure_words(error.text))
     return OutcomeUnknown(str(error))

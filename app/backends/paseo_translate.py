@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.backends.base import Unsupported
 from app.domain import details
 from app.domain.events import (
     CompactionUpdated,
@@ -75,6 +76,11 @@ def system_error(item: items.Item) -> str | None:
     if isinstance(item, items.AssistantMessage) and item.text.startswith(SYSTEM_ERROR):
         return failure_words(item.text.removeprefix(SYSTEM_ERROR).strip())
     return None
+
+
+def not_imported(provider: str, words: str) -> Unsupported:
+    """That a provider is there, as everybody checks first, and its sessions cannot be adopted."""
+    return Unsupported(f"sessions of the provider {provider} cannot be imported: {words}")
 
 
 def failure_words(error: str) -> str:

@@ -44,7 +44,12 @@ def describe(error: BackendError | DomainError) -> Mapping[str, Any]:
         case AgentLost():
             code = "backend_session_lost"
         case ProviderNotFound():
-            return {"code": "provider_not_found", "detail": str(error)}
+            return {
+                "code": "provider_not_found",
+                "detail": str(error),
+                "provider": error.provider,
+                "available": error.available,
+            }
         case Unsupported():
             code = "unsupported_by_backend"
         case PathNotAllowed():
@@ -64,7 +69,7 @@ def raise_described(error: Mapping[str, Any]) -> None:
     if code == "session_closed":
         raise SessionIsClosed
     if code == "provider_not_found":
-        raise NoSuchProvider(provider=detail, available=[])
+        raise NoSuchProvider(provider=error.get("provider", ""), available=error.get("available", []))
     cls = _CODES.get(code, BackendFailed)
     raise cls(detail=detail)  # type: ignore[call-arg]  # every class of the table has a detail
 

@@ -129,6 +129,14 @@ async def test_agents_of_other_clients_are_never_adopted(tmp_path: Path) -> None
         assert await backend.find(spec(tmp_path)) is None
 
 
+async def test_a_provider_whose_sessions_the_daemon_cannot_import_is_not_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
+        with pytest.raises(Unsupported, match="No client registered"):
+            await backend.create(spec(tmp_path, "acp", provider_session_id="s-1"))
+
+
 async def test_what_cannot_be_made_is_said_so(tmp_path: Path) -> None:
     async with Twin(tmp_path, speed=SPEED) as twin, paseo_backend(twin) as backend:
         with pytest.raises(ProviderNotFound):

@@ -356,8 +356,10 @@ async def test_a_new_agent_tells_what_is_in_force(stage: Stage) -> None:
 
 async def test_an_unknown_provider_is_named_as_such(stage: Stage) -> None:
     strange = AgentSpec(creation_key="key", provider="nobody", cwd=str(Path.cwd()))
-    with pytest.raises(ProviderNotFound):
+    with pytest.raises(ProviderNotFound) as refused:
         await stage.backend.create(strange)
+    assert refused.value.provider == "nobody"
+    assert stage.backend.default_provider in refused.value.available
 
 
 async def test_nothing_is_found_where_nothing_was_made(stage: Stage) -> None:

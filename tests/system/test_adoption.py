@@ -78,3 +78,18 @@ async def test_sessions_of_two_providers_are_two_whatever_they_are_called(
     async with open_house(database_url, folder, backends={"far": command(folder)}) as house:
         for provider in ("claude", "opencode"):
             assert (await adopt(house, provider, "far", provider)).status_code == 201
+
+
+async def test_a_provider_that_cannot_be_imported_is_not_said_to_be_missing(
+    database_url: str, folder: Path
+) -> None:
+    """It stands in the list; the command imports sessions of some providers only."""
+    async with open_house(database_url, folder, backends={"far": command(folder)}) as house:
+        answer = await adopt(house, "a", "far", "scripted")
+        assert (answer.status_code, answer.json()["code"]) == (422, "unsupported_by_backend")
+        assert "scripted" in answer.json()["detail"]
+        assert (await house.client.get("/v1/sessions/a")).status_code == 404
+        unknown = await adopt(house, "a", "far", "nobody")
+        assert (unknown.status_code, unknown.json()["code"]) == (422, "provider_not_found")
+        assert unknown.json()["provider"] == "nobody"
+        assert "scripted" in unknown.json()["available"]
