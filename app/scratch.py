@@ -1,13 +1,15 @@
 """Folders of ours in the temporary directory, and the end of those that a killed process left there.
 
 Whoever uses one holds a lock in it, which no child inherits and which falls with the process, however that
-ends.
+ends. A folder without a lock is one that was only just made, or what a command that outlived its process made
+again after its folder was removed: nobody uses it once it is old.
 """
 
 import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,8 @@ import anyio.to_thread
 PREFIX = "alameda-"
 _NAME = re.compile(PREFIX + r"(diff|git|merge|paseo)-[a-z0-9_]{8}")
 _LOCK = ".in-use"
+ABANDONED_S = 24 * 3600.0
+"""Seconds after which nobody is about to lock a folder any more, and no command of a killed process runs."""
 
 
 class Scratch:
@@ -44,7 +48,7 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove it, with whatever is in it; may be called again."""
-        rmtree(self.path, ignore_errors=True)
+        _clear(self.path)
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
@@ -69,13 +73,32 @@ def sweep() -> int:
             if _NAME.fullmatch(entry.name) is None or not entry.is_dir(follow_symlinks=False):
                 continue
             with suppress(OSError):  # in use, or gone by itself
-                if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                found = entry.stat(follow_symlinks=False)
+                if found.st_uid != os.geteuid():
                     continue
-                lock = _lock(Path(entry.path) / _LOCK)
-                rmtree(entry.path, ignore_errors=True)
-                os.close(lock)
-                removed += 1
+                lock: int | None = None
+                try:
+                    lock = _lock(Path(entry.path) / _LOCK)
+                except FileNotFoundError:
+                    if time.time() - found.st_mtime < ABANDONED_S:
+                        continue
+                _clear(Path(entry.path))
+                if lock is not None:
+                    os.close(lock)
+                removed += not os.path.lexists(entry.path)
     return removed
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, its lock last: one that somebody still writes into is found by the next sweep."""
+    with suppress(OSError):
+        for inside in path.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                rmtree(inside, ignore_errors=True)
+            elif inside.name != _LOCK:
+                inside.unlink(missing_ok=True)
+        if {inside.name for inside in path.iterdir()} <= {_LOCK}:
+            rmtree(path, ignore_errors=True)
 
 
 def _lock(path: Path, *, make: bool = False) -> int:

@@ -5,12 +5,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from app.scratch import Scratch, sweep
+from app.scratch import ABANDONED_S, Scratch, sweep
 
 HOLDER = """
 import sys
@@ -65,6 +66,20 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(temporary: Path)
     other.communicate()
     mine.remove()
     assert sweep() == 1, "the other one ended without removing it"
+
+
+def test_what_a_command_made_again_after_the_end_of_its_process_is_not_left_for_ever(temporary: Path) -> None:
+    """The folder of a killed process is swept while its command runs, which makes its home once more."""
+    killed, left = held_by_another(temporary)
+    killed.kill()
+    killed.communicate()
+    assert sweep() == 1
+    (left / "home-12").mkdir(parents=True)
+    assert sweep() == 0, "so young it may be in the making"
+    old = time.time() - ABANDONED_S - 60
+    os.utime(left, (old, old))
+    assert sweep() == 1
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_lock_is_not_inherited_by_a_command_that_lives_on(temporary: Path) -> None:
