@@ -18,13 +18,14 @@ from app.backends.base import (
     Unsupported,
 )
 from app.backends.paseo_archiving import put_away
-from app.backends.paseo_cli_following import CliFollower, CliPace, CliTurn, position
+from app.backends.paseo_cli_following import CliFollower, CliPace, CliTurn
+from app.backends.paseo_cli_reading import position
 from app.backends.paseo_translate import failure_words
 from app.domain.events import Delivered, Notice
 from app.domain.signals import Cursor, Signal, TurnStopped
 from app.domain.text import shorten
 from app.paseo import activity
-from app.paseo.cli import PaseoCli
+from app.paseo.cli import Log, PaseoCli
 from app.paseo.cli_answers import Inspected
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused, Timeout, Undecodable
 
@@ -63,23 +64,28 @@ class PaseoCliAgent:
         Raises:
             PaseoError: the log cannot be read.
         """
-        text = await self._cli.talk(self._id)
+        talk = await self._cli.talk(self._id)
         if attempt is None:
-            self._follower.passed(text)
+            self._follower.passed(talk.text)
             history = self._history(await self._cli.logs(self._id)) if tells_history else ()
-            self._follower.tell(None, *history, cursor=position(text))
+            self._follower.tell(None, *history, cursor=position(talk.text))
             return
         self._follower.seen = cursor
         turn = CliTurn(attempt.name, attempt.text, was_told=attempt.was_told)
         turn.was_running = found.status == "running"
         self._follower.follow_up(turn)
 
-    def _history(self, text: str) -> tuple[Signal, ...]:
+    def _history(self, told: Log) -> tuple[Signal, ...]:
         """What the agent had done before: as the text that it is, for nothing in it tells who spoke."""
+        text = told.text
         if text.strip() in ("", activity.NOTHING):
             message = "the provider has told nothing of the session that was adopted"
             return (Notice(level="warning", code="import_empty", message=message),)
-        return (Notice(level="info", code="import_history", message=shorten(text)[0]),)
+        history = Notice(level="info", code="import_history", message=shorten(text)[0])
+        if told.is_whole:
+            return (history,)
+        message = "the history of the session that was adopted is too long to be read: this is its end"
+        return (Notice(level="warning", code="import_incomplete", message=message), history)
 
     # Prompting.
 
@@ -115,7 +121,7 @@ class PaseoCliAgent:
                 await self._cli.reload(self._id)
                 self._follower.is_stale, reached = False, None
             if self._follower.is_behind:
-                self._follower.passed(await self._cli.talk(self._id))
+                self._follower.passed((await self._cli.talk(self._id)).text)
                 self._follower.is_behind = False
             if reached is not None and time.monotonic() - reached[0] < FRESH_S:
                 found = reached[1]

@@ -5,7 +5,6 @@ log, and what followed them. So an end without an error is always `reconciled`, 
 else's stands after ours, or the daemon was away, nobody can say how ours ended.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 
 import anyio
@@ -13,6 +12,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from app.backends.base import Reports
+from app.backends.paseo_cli_reading import after_prompt, is_followed, position, read
 from app.backends.paseo_translate import failure_words
 from app.domain.events import Delivered, ErrorCode, Notice
 from app.domain.signals import (
@@ -30,10 +30,10 @@ from app.domain.signals import (
     TurnUnknown,
 )
 from app.paseo import activity
-from app.paseo.cli import PaseoCli
+from app.paseo.cli import Log, PaseoCli
 from app.paseo.cli_answers import Waited
 from app.paseo.cli_running import NoSeat
-from app.paseo.errors import NotSent, PaseoError, Reason, Refused, classify
+from app.paseo.errors import NotSent, PaseoError, Reason, Refused, Undecodable, classify
 
 log = structlog.get_logger(__name__)
 
@@ -122,13 +122,20 @@ class CliFollower:
                 delivered: Delivered = "yes" if turn.was_told else "unknown"
                 return TurnUnknown(cause="unobserved", delivered=delivered)
             self.tell(turn.attempt, LinkRestored())
-        was_away, seen_running, looks, pause = False, False, 0, self._pace.again
+        was_away, seen_running, looks, unread, pause = False, False, 0, 0, self._pace.again
         while True:
             answer: Waited | None = None
             try:
                 with anyio.CancelScope() as turn.looking:
-                    answer = await self._cli.wait(self._id, self._pace.wait)
+                    answer = await self._waited()
             except NoSeat:  # it says nothing about the daemon
+                continue
+            except Undecodable as error:  # the daemon is there, and what it says cannot be read
+                log.info("paseo_cli_wait_unread", error=str(error))
+                unread += 1
+                if unread >= LOOKS:
+                    return TurnUnknown(cause="unreadable_answer")
+                await anyio.sleep(self._pace.again)
                 continue
             except PaseoError as error:
                 if isinstance(error, Refused) and error.reason is Reason.AGENT_NOT_FOUND:
@@ -139,7 +146,7 @@ class CliFollower:
                 await anyio.sleep(pause)
                 pause = min(2 * pause, self._pace.longest_again)
                 continue
-            pause = self._pace.again
+            pause, unread = self._pace.again, 0
             if answer is None:  # the daemon's word that it stopped it came before
                 return TurnStopped()
             if answer.status == "timeout":
@@ -157,6 +164,27 @@ class CliFollower:
                     await anyio.sleep(self._pace.again)
                     continue
             return await self._judged(turn, answer)
+
+    async def _waited(self) -> Waited:
+        """How the agent stands after a wait, which also shows what it did last: if that is too long to be
+        read, how it is stored.
+
+        Raises:
+            PaseoError: neither can be had.
+        """
+        try:
+            return await self._cli.wait(self._id, self._pace.wait)
+        except Undecodable:
+            match (await self._cli.inspect(self._id)).status:
+                case "idle":
+                    return Waited(self._id, "idle")
+                case "error":
+                    return Waited(self._id, "error")
+                case "running" | "initializing":
+                    await anyio.sleep(self._pace.again)  # such a wait may have been none
+                    return Waited(self._id, "timeout")
+                case "closed":
+                    raise
 
     async def _arrived(self, turn: CliTurn) -> bool:
         """Whether the prompt stands in the agent's log."""
@@ -195,61 +223,36 @@ class CliFollower:
     async def conclude(self, turn: CliTurn, end: TurnEnd | None) -> None:
         """Tell what the agent said, then the end."""
         try:
-            text, whole = await self._read()
+            talk, shown = await read(self._cli, self._id)
         except PaseoError as error:
             log.info("paseo_cli_log_unread", error=type(error).__name__)
-            message = "what the agent said could not be read"
-            self.tell(turn.attempt, Notice(level="warning", code="output_unread", message=message))
+            self._warn(turn, "output_unread", "what the agent said could not be read")
             self.is_behind = True
             self._over(turn, end or TurnEnded(stop_reason=None, reconciled=True))
             return
-        said = self._after_prompt(turn, text)
-        if said is not None and (words := activity.words(said, failure=turn.failure)):
-            shown = activity.answer_to(turn.text, whole, last=True)
-            self.tell(turn.attempt, TextDelta(text=activity.parted(words, shown or "")))
-        if said is not None and activity.is_followed(said) and not turn.is_stopped:
+        said = self._after_prompt(turn, talk)
+        followed = await is_followed(self._cli, self._id, turn.text, said, talk, is_sure=turn.is_sure)
+        if said is not None and (words := activity.words(said, followed=followed, failure=turn.failure)):
+            parts = activity.answer_to(turn.text, shown.text, last=True)
+            self.tell(turn.attempt, TextDelta(text=activity.parted(words, parts or "")))
+        if said is None and not talk.is_whole:
+            self._warn(turn, "output_unread", "the agent's talk is too long to be read")
+        elif talk.is_cut:
+            self._warn(turn, "output_truncated", "what the agent said is too long to be read to its end")
+        if followed and not turn.is_stopped:
             end = TurnUnknown(cause="foreign_prompt")  # what is shown is the end of that one
         elif end is None and not (turn.is_sure or said):
             end = TurnUnknown(cause="unobserved")
         elif end is None:
             end = TurnEnded(stop_reason=None, reconciled=True)
-        self.passed(text)
-        self._over(turn, end, position(text))
+        self.passed(talk.text)
+        self._over(turn, end, position(talk.text))
 
-    async def _read(self) -> tuple[str, str]:
-        """The agent's talk, and with it all that it did, if that can be read as well.
+    def _warn(self, turn: CliTurn, code: str, message: str) -> None:
+        self.tell(turn.attempt, Notice(level="warning", code=code, message=message))
 
-        Raises:
-            PaseoError: not even the talk can be read.
-        """
-        told: list[str] = []
-        errors: list[PaseoError] = []
-
-        async def read_talk() -> None:
-            try:
-                told.append(await self._cli.talk(self._id))
-            except PaseoError as error:
-                errors.append(error)
-
-        async with anyio.create_task_group() as reading:  # each takes its seconds
-            reading.start_soon(read_talk)
-            try:
-                whole = await self._cli.logs(self._id)
-            except PaseoError as error:
-                log.info("paseo_cli_log_unread", error=type(error).__name__)
-                whole = ""
-        if errors:
-            raise errors[0]
-        return told[0], whole
-
-    def _after_prompt(self, turn: CliTurn, text: str) -> str | None:
-        """What stands after the turn's prompt; null if that does not stand there."""
-        seen = self.seen
-        if seen is None:
-            return activity.answer_to(turn.text, text)
-        if position(text[: seen.seq]) == seen:
-            return activity.answer_to(turn.text, text[seen.seq :])
-        return activity.answer_to(turn.text, text, last=True)  # it was written anew
+    def _after_prompt(self, turn: CliTurn, talk: Log) -> str | None:
+        return after_prompt(turn.text, talk, self.seen, is_sure=turn.is_sure)
 
     def _over(self, turn: CliTurn, end: TurnEnd, cursor: Cursor | None = None) -> None:
         if self.turn is turn:
@@ -280,8 +283,3 @@ class CliFollower:
         finally:
             turn.is_stopped |= was_stopped
             answered.set()
-
-
-def position(text: str) -> Cursor:
-    """A position in a log: how long it was, and a name for what stood there."""
-    return Cursor(epoch=hashlib.sha256(text.encode(errors="replace")).hexdigest()[:32], seq=len(text))

@@ -5,6 +5,7 @@ that failed or asks, so each answer's own `status` is read. What is not as docum
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import anyio
@@ -31,10 +32,22 @@ CALL_S = 30.0
 """Seconds that a command gets which only asks or tells."""
 CROWDED_S = 5
 """Seconds of a single wait while other turns are to be waited for as well: each has its look in time."""
+LAST_ITEMS = 100
+"""Of a log that is too long, how many items at its end are read."""
 MARGIN_S = 15.0
 """Seconds that a waiting command gets beyond what it was told to wait."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a log shows: from its beginning to its end, unless it is too long to be read."""
+
+    text: str
+    is_whole: bool = True
+    is_cut: bool = False
+    """Whether its end is missing too."""
 
 
 class PaseoCli:
@@ -116,19 +129,28 @@ class PaseoCli:
                 deadline=until - anyio.current_time(),
             )
 
-    async def logs(self, agent: str) -> str:
-        """What happened with an agent, as text for people (see `activity`)."""
-        return await self._text(agent)
+    async def logs(self, agent: str) -> Log:
+        """What happened with an agent, as text for people (see `activity`); of a long one its end."""
+        return await self._log(agent, LAST_ITEMS)
 
-    async def talk(self, agent: str) -> str:
-        """The same, without what the agent did: prompts, words and thoughts."""
-        return await self._text(agent, "--filter=text")
+    async def talk(self, agent: str) -> Log:
+        """The same, only prompts and words; of one that is too long the last prompt and its answer."""
+        return await self._log(agent, 2, "--filter=message")
 
-    async def _text(self, agent: str, *options: str) -> str:
-        done = await self._runner.run(["logs", *options], [agent], CALL_S)
-        if done.code != 0:
+    async def last_prompt(self, agent: str) -> Log:
+        """The same, only the last prompt, whoever sent it."""
+        return await self._log(agent, 1, "--filter=user_message", "--tail=1")
+
+    async def _log(self, agent: str, last: int, *options: str) -> Log:
+        try:
+            done = await self._runner.run(["logs", *options], [agent], CALL_S)
+            is_whole = True
+        except Undecodable:
+            options, is_whole = (*options, f"--tail={last}"), False
+            done = await self._runner.run(["logs", *options], [agent], CALL_S, cut=True)
+        if done.code not in (0, None):
             raise self._runner.refused(done)
-        return done.stdout.decode(errors="replace")
+        return Log(done.stdout.decode(errors="replace"), is_whole=is_whole, is_cut=done.code is None)
 
     async def stop(self, agent: str) -> bool:
         """Stop the agent's turn; false if it ran none."""

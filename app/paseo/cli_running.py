@@ -113,8 +113,12 @@ class CommandRunner:
         if self._folder is not None:
             await anyio.to_thread.run_sync(self._folder.remove)
 
-    async def run(self, words: Sequence[str], arguments: Sequence[str], deadline: float) -> Finished:
+    async def run(
+        self, words: Sequence[str], arguments: Sequence[str], deadline: float, *, cut: bool = False
+    ) -> Finished:
         """Run one command; half of its time at most goes by while it waits for a seat.
+
+        With `cut`, what it wrote first is the answer of one that wrote too much; it has no status then.
 
         Raises:
             NoSeat: it had none in time; nothing was started.
@@ -131,9 +135,12 @@ class CommandRunner:
                 with anyio.CancelScope() as scope:
                     self._running.add(scope)
                     try:
-                        return await run(
-                            argv, env=env, deadline=until - anyio.current_time(), most=MAX_OUTPUT
+                        done = await run(
+                            argv, env=env, deadline=until - anyio.current_time(), most=MAX_OUTPUT, cut=cut
                         )
+                        if done.code is None and len(done.stdout) < MAX_OUTPUT:
+                            raise TimeoutError
+                        return done
                     finally:
                         self._running.remove(scope)
             raise Timeout(f"paseo {words[0]} was ended with the backend")

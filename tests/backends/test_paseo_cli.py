@@ -452,3 +452,86 @@ async def test_the_same_prompt_again_is_not_taken_for_the_one_before(tmp_path: P
         signals = [s for r in await play(agent, "a-3", *script) for s in r.signals]
         assert text(signals) == "sameand more"
         assert signals[-1] == RECONCILED
+
+
+# What is hard to read.
+
+
+async def test_an_answer_that_looks_like_a_prompt_or_a_thought_is_told_and_ends_its_turn(
+    tmp_path: Path,
+) -> None:
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        for number, words in enumerate(("[User] hello", "[Thought] x", "[System Error] boom")):
+            reports = await play(agent, f"a-{number}", "think hm", f"say {words}")
+            signals = [signal for report in reports for signal in report.signals]
+            assert signals == [TextDelta(text=words), RECONCILED]
+
+
+async def test_an_answer_that_repeats_its_prompt_may_be_somebody_elses_turn(tmp_path: Path) -> None:
+    """Nothing tells that from the same prompt sent again."""
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        await agent.prompt(prompt("a-1", "say mine", "sleep 3000"))
+        await prompted_by_a_stranger(tmp_path, agent.state.session, "say mine\nsleep 3000")
+        assert (await until(agent, is_end))[-1] == TurnUnknown(cause="foreign_prompt")
+
+
+LONG = 17 * 1024 * 1024
+"""More than is kept of what one command says."""
+
+
+async def test_a_message_that_is_too_long_to_be_read_ends_its_turn_and_the_next_ones_are_told(
+    tmp_path: Path,
+) -> None:
+    """Its wait cannot be read, and the agent is not said to be away; its words are told as far as they go."""
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        reports = await play(agent, "a-1", f"long {LONG}")
+        signals = [signal for report in reports for signal in report.signals]
+        assert not any(isinstance(signal, LinkLost) for signal in signals)
+        assert signals[-1] == RECONCILED
+        assert [signal.code for signal in signals if isinstance(signal, Notice)] == ["output_truncated"]
+        assert 15 * 1024 * 1024 < len(text(signals)) < LONG
+        for number in (2, 3):
+            reports = await play(agent, f"a-{number}", "think hm", "say again")
+            signals = [signal for report in reports for signal in report.signals]
+            assert signals == [TextDelta(text="again"), RECONCILED]
+    async with cli_backend(tmp_path) as backend:
+        held = await backend.load(spec(tmp_path), agent.state.session, None)
+        signals = [signal for report in await play(held, "a-4", "say again") for signal in report.signals]
+        assert signals == [TextDelta(text="again"), RECONCILED]
+
+
+async def test_a_prompt_whose_answer_was_lost_is_not_taken_for_the_one_before_it_in_a_long_talk(
+    tmp_path: Path,
+) -> None:
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        await play(agent, "a-1", f"long {LONG}")
+        await play(agent, "a-2", "say same")
+        fault(tmp_path, send="refuse-without-a-word")
+        reports = await play(agent, "a-3", "say same")
+        assert reports[-1].signals[-1] == TurnUnknown(cause="unobserved", delivered="unknown")
+
+
+async def test_a_wait_that_cannot_be_read_is_no_absence_of_the_daemon(tmp_path: Path) -> None:
+    async with cli_backend(tmp_path) as backend:
+        agent = await made(backend, tmp_path)
+        fault(tmp_path, wait="garbage")
+        reports = await play(agent, "a-1", "say one")
+        signals = [signal for report in reports for signal in report.signals]
+        assert signals == [TextDelta(text="one"), RECONCILED]
+
+
+async def test_what_an_agent_too_long_to_be_read_holds_is_told_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text(
+        json.dumps([["assistant", "x" * LONG], ["user", "first"], ["assistant", "answer"]])
+    )
+    async with cli_backend(tmp_path) as backend:
+        agent = await backend.create(spec(tmp_path, provider="claude", provider_session_id="s-1"))
+        told = await reports_until(agent, lambda signal: isinstance(signal, Notice))
+        codes = [s.code for report in told for s in report.signals if isinstance(s, Notice)]
+        assert codes == ["import_incomplete", "import_history"]
+        signals = [signal for report in await play(agent, "a-1", "say on") for signal in report.signals]
+        assert signals == [TextDelta(text="on"), RECONCILED]

@@ -144,7 +144,7 @@ def logs(options: Json, words: list[str]) -> Any:
     except Failed as error:
         raise Plain(f"Error: {error}") from None
     tail = int(options["--tail"]) if "--tail" in options else None
-    return activity(agent, tail, talk_only=options.get("--filter") == "text")
+    return activity(agent, tail, only=options.get("--filter", ""))
 
 
 def inspect(options: Json, words: list[str]) -> Any:

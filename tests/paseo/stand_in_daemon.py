@@ -163,6 +163,8 @@ def play(agent: Json, verb: str, rest: str, speed: float) -> None:
     elif verb in ("sleep", "stubborn"):
         agent["due"] += float(rest) / 1000 / speed
         agent["stubborn"] = verb == "stubborn"
+    elif verb == "long":
+        items.append(["assistant", "x" * int(rest)])
     elif verb == "think":
         items.append(["thought", rest])
     elif verb == "tool":
@@ -183,11 +185,14 @@ def play(agent: Json, verb: str, rest: str, speed: float) -> None:
         agent |= {"status": "error", "error": "ACP agent exited unexpectedly (3)", "dead": True}
 
 
-def activity(agent: Json, tail: int | None = None, *, talk_only: bool = False) -> str:
+TYPES = {"user": "user_message", "assistant": "assistant_message", "thought": "reasoning"}
+
+
+def activity(agent: Json, tail: int | None = None, *, only: str = "") -> str:
     """The items as text: a thought after the words around it, what was said in a row as one."""
     items: list[list[str]] = []
     for kind, text in agent["items"]:
-        if talk_only and kind == "done":
+        if only not in TYPES.get(kind, "tool_call" if not only else ""):
             continue
         if items and items[-1][0] == kind in ("assistant", "thought"):
             items[-1][1] += text

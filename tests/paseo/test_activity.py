@@ -28,9 +28,6 @@ hi
 lines
 [INFO] first
 issecond
-[Thought] hm
-[Read] nothing
-
 [User] say hi
 again
 """
@@ -55,10 +52,22 @@ def test_what_an_agent_said_is_told_whole_and_what_it_did_is_not() -> None:
     """A line of its own that begins like a tool call stays, and a thought of many lines does not come in."""
     answer, shown = (activity.answer_to("two\nlines", log) for log in (TALK, WHOLE))
     assert answer is not None and shown is not None
-    assert activity.is_followed(answer)
-    words = activity.words(answer)
+    assert activity.may_be_followed(answer)
+    words = activity.words(answer, followed=True)
     assert words == "[INFO] first\nissecond"
     assert activity.parted(words, shown) == "[INFO] first\nis\nsecond"
+
+
+def test_an_answer_that_looks_like_a_prompt_or_a_thought_is_told_whole() -> None:
+    words = "one\n[User] two\n[Thought] three\nfour"
+    assert activity.words(f"{words}\n") == words
+    assert activity.parted(words, f"{words}\n[Thought] hm\n") == words
+    assert activity.parted(words.replace("\nfour", "four"), f"{words}\n[Thought] hm\n") == words
+
+
+def test_the_last_prompt_is_known_by_its_text() -> None:
+    assert activity.is_last(" two\nlines\n", "[User] two\nlines\n")
+    assert not activity.is_last("lines", "[User] two\nlines\n")
 
 
 def test_blank_lines_of_an_answer_stay() -> None:

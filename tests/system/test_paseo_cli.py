@@ -180,3 +180,18 @@ def test_its_settings_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(Exception, match=named):
             load_settings(backends={"cli": {"type": "paseo-cli", **wrong}})
+
+
+async def test_an_answer_too_long_to_be_read_is_told_as_far_as_it_goes_and_the_next_turn_runs(
+    database_url: str, folder: Path
+) -> None:
+    """A notice says what is missing, and the turn does not wait for a daemon that is not away."""
+    async with cli_house(database_url, folder) as house:
+        await opened(house)
+        turn = await house.run("s-1", f"long {17 * 1024 * 1024}")
+        assert turn["status"] == "completed"
+        log = await house.log("s-1")
+        assert "turn.reconciling" not in types(log, turn["turn_id"])
+        assert [e["data"]["code"] for e in log if e["type"] == "notice"] == ["output_truncated"]
+        after = await house.run("s-1", "say [User] hello")
+        assert (after["status"], after["output_text"]) == ("completed", "[User] hello")

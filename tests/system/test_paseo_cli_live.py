@@ -89,7 +89,7 @@ async def test_what_the_command_cannot_do_is_refused(house: House) -> None:
     body = {"agent": PROVIDER, "backend": "cli", "cwd": str(house.cwd)}
     for more, code in (
         ({"provider": "nobody"}, "provider_not_found"),
-        ({"provider_session_id": "x"}, "provider_not_found"),
+        ({"provider_session_id": "x"}, "unsupported_by_backend"),
     ):
         answer = await house.client.put("/v1/sessions/s-2", json={**body, **more})
         assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
