@@ -33,7 +33,7 @@ from app.engine.intents import raise_described, wait_for
 from app.engine.lifecycle import Lifecycle
 from app.engine.paths import check_requested
 from app.engine.sessions import Sessions, is_up, log_event, require_admin
-from app.store import intents, sessions, turns
+from app.store import health, intents, sessions, turns
 from app.store.database import Database, Transaction
 
 ENSURE_ROUNDS = 2
@@ -67,6 +67,7 @@ class Ensuring:
             SessionConflict, SessionExists, SessionIsClosed: it is there, but not so.
             PathNotAllowed, NoSuchProvider, UnsupportedByBackend, BackendNotFound: it cannot be made so.
             BackendIsDown, BackendFailed: the backend did not make the agent.
+            Draining: it would have to make one, and is drained; or this process is going.
         """
         if request.permission_policy is not None and request.permission_policy.needs_admin:
             require_admin(caller)
@@ -103,7 +104,9 @@ class Ensuring:
         """Insert the row, or find the one that somebody else inserted at the same moment."""
         backend = self._backend_for(request)
         self._refuse_unsupported(backend, request)
-        if self._lifecycle.draining:
+        async with self._database.begin() as db:
+            is_drained = backend.name in await health.drains(db)
+        if is_drained or self._lifecycle.draining:
             raise Draining
         cwd = check_requested(request.cwd, backend.place)
         provider = await self._provider_for(backend, request)

@@ -16,6 +16,7 @@ from app.domain.errors import (
     BackendIsDown,
     BackendSessionLost,
     DomainError,
+    Draining,
     NoSuchProvider,
     PathNotAllowed,
     SessionIsClosed,
@@ -56,6 +57,8 @@ def describe(error: BackendError | DomainError) -> Mapping[str, Any]:
             code = "path_not_allowed"
         case SessionIsClosed():
             code = "session_closed"
+        case Draining():
+            code = "draining"
         case _:
             code = "backend_error"
     return {"code": code, "detail": str(error)}
@@ -68,6 +71,8 @@ def raise_described(error: Mapping[str, Any]) -> None:
         raise BackendSessionLost
     if code == "session_closed":
         raise SessionIsClosed
+    if code == "draining":
+        raise Draining
     if code == "provider_not_found":
         raise NoSuchProvider(provider=error.get("provider", ""), available=error.get("available", []))
     cls = _CODES.get(code, BackendFailed)

@@ -16,13 +16,13 @@ from app.backends.base import (
     OpenAttempt,
     OutcomeUnknown,
 )
-from app.domain.errors import PathNotAllowed, SessionIsClosed
+from app.domain.errors import DomainError, Draining, PathNotAllowed, SessionIsClosed
 from app.domain.events import Opened, SessionOpened, SessionUpdated
 from app.domain.sessions import Session
 from app.engine.hosted import Hosted
 from app.engine.intents import describe
 from app.engine.paths import check_effective, check_requested
-from app.store import eventlog, intents, sessions
+from app.store import eventlog, health, intents, sessions
 from app.store.intents import Intent
 
 log = structlog.get_logger(__name__)
@@ -128,6 +128,9 @@ class Keeper:
         try:
             await self.load()
         except AgentLost:
+            if await self._is_drained():
+                await self._hosted.finish(intent, error=describe(Draining()))
+                return
             self._hosted.session = await self._hosted.database.retrying(self._forget_agent)
             await self._create(intent, "replaced")
             return
@@ -152,6 +155,15 @@ class Keeper:
             )
             return await self._hosted.locked(db)
 
+    async def _is_drained(self) -> bool:
+        """Whether the backend is to get no new agents: making one may be a turn of it, and leads to more."""
+
+        async def look() -> bool:
+            async with self._hosted.database.begin() as db:
+                return self._hosted.session.backend in await health.drains(db)
+
+        return await self._hosted.database.retrying(look)
+
     async def _create(self, intent: Intent, how: Opened) -> None:
         """Make the agent, once: after an unknown outcome it is looked for first."""
         agent: Agent | None = None
@@ -159,6 +171,8 @@ class Keeper:
             spec = self._spec()
             if self._hosted.session.creating:
                 agent = await self._hosted.backend.find(spec)
+            if agent is None and how != "replaced" and await self._is_drained():
+                raise Draining
             if agent is None:
                 await self._hosted.change(creating=True)
                 agent = await self._hosted.backend.create(spec)
@@ -171,7 +185,7 @@ class Keeper:
         except OutcomeUnknown as error:
             await self._hosted.finish(intent, error=describe(error))
             return
-        except (BackendError, PathNotAllowed) as error:
+        except (BackendError, PathNotAllowed, Draining) as error:
             if how != "replaced":
                 await self._hosted.database.retrying(partial(self._undo_creation, intent, error))
                 return
@@ -179,7 +193,7 @@ class Keeper:
         self._hold(agent)
         await self._opened(intent, how)
 
-    async def _undo_creation(self, intent: Intent, error: BackendError | PathNotAllowed) -> None:
+    async def _undo_creation(self, intent: Intent, error: BackendError | DomainError) -> None:
         """A creation that is known to have failed leaves nothing."""
         async with self._hosted.database.begin() as db:
             await self._hosted.locked(db)

@@ -10,7 +10,7 @@ import pytest
 
 from app.settings import BackendSettings
 from tests.house import PATIENCE, House, open_house
-from tests.paseo.command import stand_in
+from tests.paseo.command import heard, stand_in
 from tests.paseo.twin import Twin
 from tests.system.test_paseo_recovery import types
 
@@ -191,3 +191,50 @@ async def test_a_drain_outlives_a_restart(database_url: str, folder: Path) -> No
             assert (await house.get("/v1/backends/left"))["draining"]
             refused = await house.post("/v1/sessions/left/turns", {"prompt": "say no"})
             assert refused.json()["code"] == "draining"
+
+
+@pytest.mark.parametrize("kind", ["paseo", "paseo-cli"])
+async def test_a_drained_backend_makes_no_new_agents(database_url: str, folder: Path, kind: str) -> None:
+    """Also not for a prompt; behind the command a new agent would even begin with a turn."""
+    command, env = stand_in(folder)
+    far = BackendSettings(type="paseo-cli", command=command, env=env, provider="scripted")
+    async with Twin() as twin:
+        settings = {"left": far if kind == "paseo-cli" else backends(left=twin)["left"]}
+        async with open_house(database_url, folder, backends=settings) as house:
+            await opened(house, "left")
+            await house.post("/v1/backends/left/drain")
+            made = twin.record.count("create_agent_request"), len(heard(folder))
+            body = {"agent": "scripted", "backend": "left", "cwd": str(house.cwd)}
+            for answer in (
+                await house.client.put("/v1/sessions/new", json=body),
+                await house.post("/v1/prompt-stream", {**body, "session_id": "new", "prompt": "say no"}),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+                assert "retry-after" in answer.headers
+            assert (await house.client.get("/v1/sessions/new")).status_code == 404
+            assert (await house.client.put("/v1/sessions/left", json=body)).json()["opened"] == "reused"
+            await house.post("/v1/sessions/left/close")
+            again = await house.client.put("/v1/sessions/left", json=body)
+            assert (again.status_code, again.json()["opened"]) == (200, "resumed")
+            assert twin.record.count("create_agent_request") == made[0]
+            assert not any(call["argv"][0] == "run" for call in heard(folder)[made[1] :])
+            await house.post("/v1/backends/left/resume")
+            assert (await house.client.put("/v1/sessions/new", json=body)).status_code == 201
+
+
+async def test_a_drained_backend_replaces_no_agent_that_was_lost(database_url: str, folder: Path) -> None:
+    """503, as often as it is asked; resumed, it does."""
+    async with (
+        Twin() as twin,
+        open_house(database_url, folder, backends=backends(left=twin)) as house,
+    ):
+        session = await house.ensure("left", agent="scripted", backend="left")
+        await house.post("/v1/sessions/left/close")
+        del twin.running.agents[session["agent_session_id"]]
+        await house.post("/v1/backends/left/drain")
+        body = {"agent": "scripted", "backend": "left"}
+        for _ in range(2):
+            refused = await house.client.put("/v1/sessions/left", json=body)
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+        await house.post("/v1/backends/left/resume")
+        assert (await house.client.put("/v1/sessions/left", json=body)).json()["opened"] == "replaced"
