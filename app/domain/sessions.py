@@ -93,6 +93,7 @@ class Session:
     mcp_servers: Mapping[str, Any] = field(repr=False)
     worktree: Mapping[str, Any] | None
     provider_session_id: str | None
+    former_provider_session_id: str | None
     labels: Mapping[str, str]
     status: SessionStatus
     close_mode: CloseMode | None

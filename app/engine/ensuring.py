@@ -317,9 +317,13 @@ def _refuse_differences(request: EnsureRequest, session: Session) -> None:
         raise SessionExists
     fields = [
         name
-        for name in ("backend", "provider", "provider_session_id")
+        for name in ("backend", "provider")
         if getattr(request, name) not in (None, getattr(session, name))
     ]
+    # Whoever repeats what it asked for means this session, also since its agent was replaced, as it was told.
+    adopted = (None, session.provider_session_id, session.former_provider_session_id)
+    if request.provider_session_id not in adopted:
+        fields.append("provider_session_id")
     if request.cwd is not None and request.cwd not in (session.requested_cwd, session.cwd):
         fields.append("cwd")
     if fields:

@@ -143,13 +143,14 @@ class Keeper:
 
     async def _forget_agent(self) -> Session:
         async with self._hosted.database.begin() as db:
-            await self._hosted.locked(db)
+            session = await self._hosted.locked(db)
             await sessions.change(
                 db,
                 self._hosted.lease.session,
                 creation_key=sessions.new_creation_key(),
                 creating=False,
                 provider_session_id=None,  # the new agent is on no session that could be adopted
+                former_provider_session_id=session.provider_session_id or session.former_provider_session_id,
                 epoch=None,
                 seq=None,
             )

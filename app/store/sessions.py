@@ -68,6 +68,7 @@ def _session(row: Any) -> Session:
         mcp_servers=s.mcp_servers,
         worktree=s.worktree,
         provider_session_id=s.provider_session_id,
+        former_provider_session_id=s.former_provider_session_id,
         labels=s.labels,
         status=s.status,
         close_mode=s.close_mode,

@@ -83,6 +83,8 @@ class SessionRow(Base):
     """The worktree that the agent is to be made in: `branch` and `base`."""
     provider_session_id: Mapped[str | None]
     """The provider's session that was adopted instead of making an agent."""
+    former_provider_session_id: Mapped[str | None]
+    """The one that was, before its agent was lost and replaced by one that is on none."""
     labels: Mapped[dict[str, str]] = mapped_column(JSONB, server_default=text("'{}'"))
     status: Mapped[str] = mapped_column(server_default=text("'active'"))
     close_mode: Mapped[str | None]

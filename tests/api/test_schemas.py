@@ -288,6 +288,7 @@ SESSION = Session(
     system_prompt="canary",
     worktree=None,
     provider_session_id=None,
+    former_provider_session_id=None,
     mcp_servers={"x": {"env": {"TOKEN": "canary"}}},
     labels={"team": "blue"},
     status="active",
