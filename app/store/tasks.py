@@ -1,16 +1,14 @@
 """Tasks' rows. A task changes in the transaction that ends or starts its turn, under the session's lock."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, cast
+from dataclasses import asdict, fields
+from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import JSON, Select, func, insert, select, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import defer
 
 from app.domain.errors import TaskNotFound
 from app.domain.ids import Owner, SessionId, SessionKey, TaskId, TurnId
@@ -20,50 +18,52 @@ from app.store.eventlog import Connection, Outdated
 from app.store.paging import Page, older_than, page
 from app.store.tables import SessionRow, TaskRow, TaskStepRow, TurnRow
 
-
-def _query() -> Select[Any, Any, Any]:
-    return select(TaskRow, SessionRow.session_id, SessionRow.owner).join(
-        SessionRow, SessionRow.id == TaskRow.session
-    )
-
-
-async def _with_steps(db: AsyncSession, rows: Sequence[Any]) -> list[Task]:
-    found = await db.scalars(
-        select(TaskStepRow)
-        .options(defer(TaskStepRow.prompt, raiseload=True))  # megabytes, which only a turn needs
-        .where(TaskStepRow.task.in_([task.id for task, _, _ in rows]))
-        .order_by(TaskStepRow.task, TaskStepRow.position)
-    )
-    steps = {task: [_step(row) for row in group] for task, group in groupby(found, attrgetter("task"))}
-    return [
-        Task(
-            id=TaskId(task.id),
-            session=SessionKey(task.session),
-            session_id=SessionId(session_id),
-            owner=Owner(owner),
-            status=TaskStatus(task.status),
-            steps=steps[task.id],
-            current=task.current,
-            cancel_requested=task.cancel_requested,
-            version=task.version,
-            created_at=task.created_at,
-            ended_at=task.ended_at,
+_STEPS = (
+    select(
+        func.json_agg(
+            aggregate_order_by(
+                func.json_build_object(  # without the prompt: megabytes, which only a turn needs
+                    *(part for one in fields(TaskStep) for part in (one.name, getattr(TaskStepRow, one.name)))
+                ),
+                TaskStepRow.position,
+            ),
+            type_=JSON,
         )
-        for task, session_id, owner in rows
-    ]
-
-
-def _step(row: TaskStepRow) -> TaskStep:
-    return TaskStep(
-        name=row.name,
-        deadline_s=row.deadline_s,
-        max_attempts=row.max_attempts,
-        on_failure=cast(Any, row.on_failure),
-        status=TaskStatus(row.status),
-        attempts=row.attempts,
-        turn_ids=[TurnId(turn) for turn in row.turn_ids],
-        error=None if row.error is None else StepError(**row.error),
     )
+    .where(TaskStepRow.task == TaskRow.id)
+    .correlate(TaskRow)
+    .scalar_subquery()
+)
+"""A task's steps, read in the statement that reads the task: another would see a later moment."""
+
+
+def _query() -> Select[Any, Any, Any, Any]:
+    query = select(TaskRow, SessionRow.session_id, SessionRow.owner, _STEPS)
+    query = query.join(SessionRow, SessionRow.id == TaskRow.session)
+    return query.execution_options(populate_existing=True)  # a transaction reads again under its lock
+
+
+def _task(row: Any) -> Task:
+    task, session_id, owner, steps = row
+    return Task(
+        id=TaskId(task.id),
+        session=SessionKey(task.session),
+        session_id=SessionId(session_id),
+        owner=Owner(owner),
+        status=TaskStatus(task.status),
+        steps=[_step(step) for step in steps],
+        current=task.current,
+        cancel_requested=task.cancel_requested,
+        version=task.version,
+        created_at=task.created_at,
+        ended_at=task.ended_at,
+    )
+
+
+def _step(row: dict[str, Any]) -> TaskStep:
+    error = row["error"]
+    status = TaskStatus(row["status"])
+    return TaskStep(**row | {"status": status, "error": None if error is None else StepError(**error)})
 
 
 async def get(db: AsyncSession, owner: Owner, task_id: TaskId) -> Task:
@@ -72,16 +72,16 @@ async def get(db: AsyncSession, owner: Owner, task_id: TaskId) -> Task:
     Raises:
         TaskNotFound: it is missing or somebody else's.
     """
-    rows = (await db.execute(_query().where(TaskRow.id == task_id, SessionRow.owner == owner))).all()
-    if not rows:
+    row = (await db.execute(_query().where(TaskRow.id == task_id, SessionRow.owner == owner))).one_or_none()
+    if row is None:
         raise TaskNotFound
-    return (await _with_steps(db, rows))[0]
+    return _task(row)
 
 
 async def by_id(db: AsyncSession, task_id: TaskId) -> Task | None:
     """The task of that id, whoever's it is."""
-    rows = (await db.execute(_query().where(TaskRow.id == task_id))).all()
-    return (await _with_steps(db, rows))[0] if rows else None
+    row = (await db.execute(_query().where(TaskRow.id == task_id))).one_or_none()
+    return None if row is None else _task(row)
 
 
 async def list_tasks(
@@ -103,7 +103,7 @@ async def list_tasks(
     if condition is not None:
         query = query.where(condition)
     rows = await db.execute(query.order_by(TaskRow.created_at.desc(), TaskRow.id.desc()).limit(limit + 1))
-    return page([(t.created_at, t.id, t) for t in await _with_steps(db, rows.all())], limit)
+    return page([(t.created_at, t.id, t) for t in map(_task, rows)], limit)
 
 
 async def make(db: AsyncSession, session: SessionKey, task_id: TaskId, steps: Sequence[StepRequest]) -> None:

@@ -1,10 +1,13 @@
 """A task's rows: what was decided on what has changed meanwhile is not written, and nothing with it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import pytest
+from sqlalchemy import text
 
+from app.domain.errors import TaskNotFound
 from app.domain.events import TurnCompleted, TurnQueued
 from app.domain.ids import Owner, SessionId, TaskId, TurnId
 from app.domain.tasks import StepRequest, Task, TaskStatus, Then, Verdict, turn_request
@@ -108,3 +111,42 @@ async def test_a_step_does_not_follow_on_what_has_changed_meanwhile(
         assert (await turns.get(db, OWNER, FIRST)).status is TurnStatus.QUEUED
         now = await tasks.get(db, OWNER, TASK)
     assert (now.current, now.turn_id) == (0, FIRST)
+
+
+async def test_a_task_and_its_steps_are_read_in_one_moment(store: Store) -> None:
+    """While a session is erased, and while steps end: each answer is whole, or there is no such task."""
+    lease = await store.hosted("s")
+    seen: list[Task] = []
+    is_over = False
+
+    async def look() -> None:
+        while not is_over:
+            async with store.database.begin() as db:
+                page = await tasks.list_tasks(db, OWNER, session_id=None, status=None, limit=10, cursor=None)
+                seen.extend(page.items)
+            with suppress(TaskNotFound):
+                async with store.database.begin() as db:
+                    seen.append(await tasks.get(db, OWNER, TASK))
+
+    async def change() -> None:
+        nonlocal is_over
+        for _ in range(40):
+            await admit(store, lease, TASK, FIRST)
+            for status in (TaskStatus.COMPLETED, TaskStatus.FAILED):
+                async with store.database.begin() as db:
+                    task = await tasks.get(db, OWNER, TASK)
+                    verdict = Verdict(then=Then.END, step=status, task=status)
+                    connection = await tasks.connection_of(db)
+                    await tasks.write_verdict(connection, task, verdict, others=1)
+            async with store.database.begin() as db:
+                await db.execute(text("DELETE FROM turns"))
+                await db.execute(text("DELETE FROM tasks"))
+        is_over = True
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(look)
+            group.start_soon(change)
+    assert seen
+    assert [task for task in seen if task.is_ended and task.step.status is not task.status] == []
