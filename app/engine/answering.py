@@ -80,6 +80,8 @@ class Answers:
         except Exception:
             log.exception("answer_crashed")
             sent.error = BackendUnavailable("the adapter failed")
+        if sent.error is not None:  # here: whatever follows on it may fail as well
+            log.warning("answer_not_taken", error=type(sent.error).__name__)
         self._through.append(sent)
         self._hosted.wake()
 
@@ -93,7 +95,6 @@ class Answers:
         Returns:
             Whether it was refused for good, and no person is there to answer otherwise.
         """
-        log.warning("answer_not_taken", error=type(error).__name__)
         waiting, is_refused = sent.waiting, isinstance(error, BackendRejected)
         if run is None or run.waiting.get(waiting.request) is not waiting:
             return False
