@@ -188,7 +188,7 @@ async def snapshot_session(session_id: SessionPath, caller: Reader, rooms: Rooms
 
 @router.get(
     "/sessions/{session_id}/diff",
-    responses=problems(SessionNotFound, UnsupportedByBackend, PathNotAllowed, RateLimited),
+    responses=problems(SessionNotFound, UnsupportedByBackend, PathNotAllowed, RateLimited, BackendIsDown),
 )
 async def diff_session(session_id: SessionPath, caller: Reader, rooms: RoomsDep) -> DiffView:
     """The working tree's diff, where its files are on this machine and in a git repository."""

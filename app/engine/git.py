@@ -15,9 +15,14 @@ FILE_BLOCKS = 512 * 1024
 """Blocks of 512 bytes that a file which git writes may have."""
 
 _LIMITED = (
-    f'{{ ulimit -c 0; ulimit -v {MEMORY_KIB}; ulimit -f {FILE_BLOCKS}; }} 2>/dev/null; exec "$@" 2>/dev/null'
+    f"{{ ulimit -c 0; ulimit -v {MEMORY_KIB}; ulimit -f {FILE_BLOCKS}; }} 2>/dev/null; "
+    'cd -- "$1" 2>/dev/null || exit 128; shift; exec "$@" 2>/dev/null'
 )
-"""A script of ours around the command, which comes as its arguments; a limit that is unknown is left out."""
+"""A script of ours around the directory and the command, which come as its arguments.
+
+A limit that is unknown is left out. The directory is entered here: one that is gone is git's failure then,
+and one on a disk that hangs holds up nothing of ours.
+"""
 
 _SETTINGS = {
     "core.fsmonitor": "false",
@@ -71,7 +76,8 @@ async def run_git(
 ) -> Finished:
     """A run of git, cut off at its bounds: `until`, in monotonic time, and `most` bytes of output.
 
-    `git_dir` is a directory of ours, never the agent's: what a repository configures is run.
+    `git_dir` is a directory of ours, never the agent's: what a repository configures is run. A `cwd` that is
+    not there any more is status 128, as git's own failures are.
 
     Raises:
         UnsupportedByBackend: there is no git here.
@@ -81,11 +87,11 @@ async def run_git(
     if git is None:
         raise UnsupportedByBackend(detail="git is not installed on this machine")
     return await run(
-        ["/bin/sh", "-c", _LIMITED, "sh", git, "--no-pager", *words],
+        ["/bin/sh", "-c", _LIMITED, "sh", str(cwd or git_dir), git, "--no-pager", *words],
         env=_environment({"GIT_DIR": str(git_dir), **(env or {})}),
         deadline=max(0.0, until - time.monotonic()),
         most=max(most, 1),
-        cwd=str(cwd or git_dir),
+        cwd=str(git_dir),
         stdin=stdin,
         cut=True,
     )

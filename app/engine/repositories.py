@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TypeAlias, TypeVar
 import anyio.to_thread
 
 from app.domain.errors import PathNotAllowed, UnsupportedByBackend
+from app.engine.disk import read_disk
 from app.engine.files import read_below, read_regular
 from app.engine.git import run_git
 from app.scratch import scratch_folder
@@ -58,6 +59,8 @@ class Repository:
     """How objects are named: `sha1` or `sha256`."""
     head: str | None
     """The object that HEAD names; null if there is no commit yet."""
+    sparse: bool
+    """Whether it is set up to check out a part of its files only."""
 
     @property
     def objects(self) -> Path:
@@ -87,7 +90,7 @@ async def find_repository(cwd: str, is_allowed: IsAllowed, until: float) -> Repo
 
     root, git_dir, common, config = await _reading(find)
     settings = await _parsed(config, until)
-    if settings.get("extensions.worktreeconfig", "false").lower() not in ("false", "no", "off", "0"):
+    if _is_set(settings, "extensions.worktreeconfig"):
         own = await _reading(partial(_read, git_dir / "config.worktree", MAX_CONFIG, True))
         settings |= await _parsed(own, until)
     if settings.get("extensions.refstorage", "files").lower() != "files":
@@ -99,12 +102,20 @@ async def find_repository(cwd: str, is_allowed: IsAllowed, until: float) -> Repo
     elsewhere = settings.get("core.worktree")  # a submodule's leads back to where it was found
     if elsewhere is not None and (git_dir / elsewhere).resolve() != root:
         raise PathNotAllowed(detail="the repository's working tree is another directory")
-    return Repository(root=root, git_dir=git_dir, common=common, format=form, head=head)
+    sparse = _is_set(settings, "core.sparsecheckout")
+    return Repository(root=root, git_dir=git_dir, common=common, format=form, head=head, sparse=sparse)
+
+
+def _is_set(settings: Mapping[str, str], name: str) -> bool:
+    return settings.get(name, "false").lower() not in ("false", "no", "off", "0", "")
 
 
 async def _reading(read: Callable[[], _T]) -> _T:
     """What `read` finds; a disk that does not answer is not waited for longer than the caller waits."""
-    return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+    try:
+        return await read_disk(read)
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links
+        raise UnsupportedByBackend(detail="the repository's files cannot be read") from None
 
 
 def _places(cwd: str) -> tuple[Path, Path, Path]:
@@ -126,6 +137,8 @@ def _git_dir(directory: Path) -> Path | None:
     here = directory / ".git"
     try:
         found = here.lstat()
+    except PermissionError:
+        raise UnsupportedByBackend(detail="the session's directory may not be read") from None
     except OSError:
         return None
     if stat.S_ISREG(found.st_mode):

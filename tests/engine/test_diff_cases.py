@@ -2,11 +2,17 @@
 
 import os
 import subprocess
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.abc import TaskStatus
 
-from app.engine import diffs
+from app.domain.errors import RateLimited
+from app.domain.ids import Owner
+from app.engine import diffs, indexes
+from app.engine.seats import Seats
 from tests.engine.test_diffs import diff, git, listed, repository
 from tests.house import House
 
@@ -154,7 +160,7 @@ async def test_a_file_that_may_not_be_read_is_a_refusal(house: House) -> None:
 
 
 async def test_more_files_than_are_told_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffs, "MAX_LIST", 100)
+    monkeypatch.setattr(indexes, "MAX_NEW", 100)
     root = repository(tmp_path / "r", a="one\n")
     for number in range(50):
         (root / f"f-{number}").write_text("x\n")
@@ -166,20 +172,44 @@ async def test_more_files_than_are_told_is_said(tmp_path: Path, monkeypatch: pyt
 async def test_too_many_at_once_are_asked_to_come_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a wait; nobody's git is one more."""
-    monkeypatch.setattr(diffs, "GIT_S", 1.0)
+    """After a wait, and of one owner before all seats are taken; nobody's git is one more."""
+    monkeypatch.setattr(diffs, "WAIT_S", 0.1)
     root = repository(house.cwd / "r", a="one\n")
     await house.ensure("s", cwd=str(root))
     seats = house.service.rooms.diffs._seats
-    borrowers = [object() for _ in range(diffs.AT_ONCE)]
-    for borrower in borrowers:
-        seats.acquire_on_behalf_of_nowait(borrower)
-    answer = await house.client.get("/v1/sessions/s/diff")
-    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
-        429,
-        "rate_limited",
-        "1",
-    )
-    seats.release_on_behalf_of(borrowers[0])
-    monkeypatch.undo()
-    assert (await house.client.get("/v1/sessions/s/diff")).status_code == 200
+    mine, others = [Owner("default")] * diffs.PER_OWNER, [Owner(f"{n}") for n in range(diffs.AT_ONCE)]
+    for owners in (mine, others):
+        async with AsyncExitStack() as taken:
+            for owner in owners:
+                await _sit(taken, seats, owner)
+            answer = await house.client.get("/v1/sessions/s/diff")
+            assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+            assert answer.headers["retry-after"] == "1"
+        assert (await house.client.get("/v1/sessions/s/diff")).status_code == 200
+    async with AsyncExitStack() as taken:
+        for owner in [Owner("greedy")] * diffs.PER_OWNER:
+            await _sit(taken, seats, owner)
+        with pytest.raises(RateLimited):
+            await _sit(taken, seats, Owner("greedy"))
+        assert (await house.client.get("/v1/sessions/s/diff")).status_code == 200
+    assert seats._owners == {}
+
+
+async def _sit(taken: AsyncExitStack, seats: Seats, owner: Owner) -> None:
+    """Take a seat, in a task of its own as a request does."""
+    tasks = await taken.enter_async_context(anyio.create_task_group())
+    taken.callback(tasks.cancel_scope.cancel)
+
+    async def sit(*, task_status: TaskStatus[None]) -> None:
+        try:
+            async with seats.take(owner, 0.1):
+                task_status.started()
+                await anyio.sleep_forever()
+        except RateLimited:
+            refused.append(True)
+            task_status.started()
+
+    refused: list[bool] = []
+    await tasks.start(sit)
+    if refused:
+        raise RateLimited

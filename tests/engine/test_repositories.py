@@ -342,12 +342,26 @@ async def test_a_pipe_where_a_file_was_is_not_waited_for(ground: Ground) -> None
     assert not found.truncated
 
 
-@pytest.mark.parametrize("name", [".gitignore", ".gitattributes"])
-async def test_a_pipe_that_git_waits_for_ends_with_the_time(
-    ground: Ground, name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", [".gitignore", ".gitattributes", ".gitmodules", "d/e/.gitignore"])
+async def test_t23_a_pipe_that_git_would_wait_for_is_refused_at_once(ground: Ground, name: str) -> None:
+    """In any folder, and by a link; the answer names it."""
+    (ground.one / "d" / "e").mkdir(parents=True)
+    os.mkfifo(ground.one / name)
+    with anyio.fail_after(3), pytest.raises(UnsupportedByBackend, match=name):
+        await ground.diff()
+    if name == ".gitmodules":
+        (ground.one / name).rename(ground.one / "pipe")
+        (ground.one / name).symlink_to("pipe")
+        with anyio.fail_after(3), pytest.raises(UnsupportedByBackend, match=name):
+            await ground.diff()
+
+
+async def test_a_pipe_that_comes_when_nobody_looks_ends_with_the_time(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diffs, "GIT_S", 2.0)
-    os.mkfifo(ground.one / name)
+    monkeypatch.setattr(diffs, "LOOK_SHARE", 0.0)
+    os.mkfifo(ground.one / ".gitattributes")
     with anyio.fail_after(8):
         with suppress(UnsupportedByBackend):
             assert (await ground.diff()).truncated
