@@ -53,14 +53,16 @@ class Address:
     pooled: bool = False
     """Behind a pooler in transaction mode: no prepared statements, no session settings."""
 
-    async def connect(self, **settings: str) -> "asyncpg.Connection[asyncpg.Record]":
-        """A connection of our own, outside any pool."""
+    async def connect(
+        self, *, command_timeout: float | None = COMMAND_TIMEOUT, **settings: str
+    ) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection of our own, outside any pool. Without `command_timeout` a statement has no limit."""
         arguments = dict(self.arguments)
         if self.pooled:
             arguments["statement_cache_size"] = 0
         else:
             arguments["server_settings"] = {"application_name": "alameda", **settings}
-        return await asyncpg.connect(timeout=CONNECT_TIMEOUT, command_timeout=COMMAND_TIMEOUT, **arguments)
+        return await asyncpg.connect(timeout=CONNECT_TIMEOUT, command_timeout=command_timeout, **arguments)
 
 
 def is_outage(error: BaseException) -> bool:

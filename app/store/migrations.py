@@ -1,6 +1,9 @@
-"""The schema's migrations, run by one process at a time."""
+"""The schema's migrations, run by one process at a time, each in a transaction of its own."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import stamina
@@ -9,6 +12,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.migration import MigrationInfo
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -26,6 +30,10 @@ LOCK_WAIT_S = 60.0
 
 ANSWER_S = 30.0
 """Seconds to wait for a database that does not answer: it may be starting beside us, or recovering."""
+LOCK_TIMEOUT = "4s"
+"""What a migration waits for a lock: it fails rather than queue traffic behind it. Its work has no limit."""
+TELL_S = 10.0
+"""Seconds between two words on a migration that takes long, such as an index of many rows."""
 
 _PACKAGED = Path(__file__).parent.parent / "migrations"
 _CHECKOUT = Path(__file__).parent.parent.parent / "alembic"
@@ -39,25 +47,28 @@ class DatabaseDoesNotAnswer(OSError):
     """The database did not answer for too long: start it, or correct its URL."""
 
 
-def _config(connection: Connection | None = None) -> Config:
+def _config(connection: Connection | None = None, applied: Callable[..., None] | None = None) -> Config:
+    """`applied` is called with each migration that is done, in its transaction."""
     config = Config()
     config.set_main_option(
         "script_location", str(_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT).replace("%", "%%")
     )
     config.attributes["connection"] = connection
+    config.attributes["applied"] = applied
     return config
 
 
-def _engine(address: Address) -> AsyncEngine:
+def _engine(address: Address, **settings: Any) -> AsyncEngine:
     return create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda **_: address.connect(), poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda **_: address.connect(**settings), poolclass=NullPool
     )
 
 
 async def migrate(address: Address, *, answer_s: float = ANSWER_S) -> str:
     """Bring the schema to the newest revision, and return it. `address` is the server itself, not a pooler.
 
-    A database that does not answer is asked again for `answer_s` seconds.
+    A database that does not answer is asked again for `answer_s` seconds. What was done stays done: another
+    call goes on from there.
 
     Raises:
         MigrationLockTimeout: another process holds the lock.
@@ -79,11 +90,11 @@ async def migrate(address: Address, *, answer_s: float = ANSWER_S) -> str:
 
 
 async def _migrate(address: Address) -> str:
-    engine = _engine(address)
+    engine = _engine(address, command_timeout=None, statement_timeout="0", lock_timeout=LOCK_TIMEOUT)
     try:
         async with engine.connect() as connection:
             await _lock(connection)
-            await connection.run_sync(lambda sync: command.upgrade(_config(sync), "head"))
+            await _upgrade(connection)
             await connection.commit()
             revision = await connection.run_sync(
                 lambda sync: MigrationContext.configure(sync).get_current_revision()
@@ -93,6 +104,30 @@ async def _migrate(address: Address) -> str:
             return revision or ""
     finally:
         await engine.dispose()
+
+
+async def _upgrade(connection: AsyncConnection) -> None:
+    """Run what is missing, and say in the log how it goes."""
+    error: Exception | None = None
+    async with anyio.create_task_group() as telling:
+        telling.start_soon(_tell_of_long_work, time.monotonic())
+        try:
+            await connection.run_sync(lambda sync: command.upgrade(_config(sync, _tell_applied), "head"))
+        except Exception as raised:  # outside the group it is itself, and no group of one
+            error = raised
+        telling.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+async def _tell_of_long_work(since: float) -> None:
+    while True:
+        await anyio.sleep(TELL_S)
+        log.info("schema_still_migrating", seconds=int(time.monotonic() - since))
+
+
+def _tell_applied(*, step: MigrationInfo, **_: Any) -> None:
+    log.info("schema_migrated", revision=step.up_revision_id)
 
 
 async def _lock(connection: AsyncConnection) -> None:
