@@ -16,6 +16,7 @@ from app.backends.base import Backend, BackendError
 from app.domain.errors import PathNotAllowed, SessionIsClosed
 from app.domain.events import SessionClosed
 from app.domain.sessions import Session
+from app.engine import stepping
 from app.engine.hosted import Hosted, Work
 from app.engine.intents import describe
 from app.engine.keeper import Keeper
@@ -217,6 +218,7 @@ class Host:
                 session = await self._hosted.locked(db)
                 if session.status != "closed":
                     await terminals.close(db, session)
+                    await stepping.end_orphans(db, session.key)
                     event = SessionClosed(reason=intent.body["reason"], archived=archived)
                     draft = eventlog.draft(session.session_id, None, event)
                     await eventlog.record(db, session.key, draft)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from app.domain.events import TaskStarted, TaskStepStarted, Terminal, TurnQueued
-from app.domain.ids import SessionId, TurnId, new_turn_id
+from app.domain.ids import SessionId, SessionKey, TaskId, TurnId, new_turn_id
 from app.domain.tasks import Task, TaskStatus, Then, Verdict, decide, ending_event, turn_request
 from app.domain.turns import Turn
 from app.store import eventlog, tasks
@@ -53,6 +53,21 @@ async def sequel(db: Transaction, turn: Turn, end: Terminal, session_id: Session
     next_turn = new_turn_id()
     draft = eventlog.draft(session_id, next_turn, TurnQueued(position=others))
     return Sequel(task, verdict, others, draft, next_turn)
+
+
+async def end_orphans(db: Transaction, session: SessionKey, task_id: TaskId | None = None) -> int:
+    """End what nothing else would: open tasks without an open turn, or one of them, as cancelled; how many.
+
+    The session's row is locked by the caller.
+    """
+    found = [task for task in await tasks.orphans(db, session) if task_id in (None, task.id)]
+    for task in found:
+        verdict = Verdict(then=Then.END, step=TaskStatus.CANCELLED, task=TaskStatus.CANCELLED)
+        event = ending_event(task, verdict.task, task.step.turn_ids[-1])
+        await eventlog.record(db, session, eventlog.draft(task.session_id, None, event))
+        others = await tasks.count_others(db, session, task.step.turn_ids[-1])
+        await tasks.write_verdict(await tasks.connection_of(db), task, verdict, others=others)
+    return len(found)
 
 
 async def begin(db: Transaction, turn: Turn, session_id: SessionId) -> None:

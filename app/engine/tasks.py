@@ -11,6 +11,7 @@ from app.domain.ids import Owner, SessionId, TaskId, TurnId, new_task_id, new_tu
 from app.domain.sessions import Session
 from app.domain.tasks import StepRequest, Task, TaskStatus, turn_request
 from app.domain.turns import PromptRequest, TurnStatus
+from app.engine import stepping
 from app.engine.ending import end_queued
 from app.engine.lifecycle import Lifecycle
 from app.engine.turns import CANCEL_S, Idempotency, Turns
@@ -163,12 +164,15 @@ class Tasks:
     async def cancel(self, owner: Owner, task_id: TaskId) -> Task:
         """Have the task end with its open turn, which is stopped, and wait a while for that.
 
-        An ended task is left as it is; one whose last step completes all the same has completed.
+        An ended task is left as it is; one whose last step completes all the same has completed. One that has
+        no open turn, which only an older version leaves behind, has ended at once.
         """
         async with self._database.begin() as db:
             task = await tasks.get(db, owner, task_id)
             await sessions.lock(db, task.session)
             task = await tasks.get(db, owner, task_id)
+            if await stepping.end_orphans(db, task.session, task_id):
+                return await tasks.get(db, owner, task_id)
             turn = await turns.get(db, owner, task.turn_id) if task.turn_id is not None else None
             if turn is not None:
                 await tasks.request_cancel(db, task.session, task_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import JSON, Select, func, insert, select, update
+from sqlalchemy import JSON, Select, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -82,6 +82,16 @@ async def by_id(db: AsyncSession, task_id: TaskId) -> Task | None:
     """The task of that id, whoever's it is."""
     row = (await db.execute(_query().where(TaskRow.id == task_id))).one_or_none()
     return None if row is None else _task(row)
+
+
+async def orphans(db: AsyncSession, session: SessionKey) -> list[Task]:
+    """The session's open tasks of which no turn is open, oldest first; its row is locked by the caller.
+
+    Nothing of ours leaves one. A replica of a version that knows no tasks ends a turn and nothing with it.
+    """
+    has_turn = exists().where(TurnRow.task == TaskRow.id, TurnRow.ended_at.is_(None))
+    query = _query().where(TaskRow.session == session, TaskRow.ended_at.is_(None), ~has_turn)
+    return [_task(row) for row in await db.execute(query.order_by(TaskRow.created_at, TaskRow.id))]
 
 
 async def list_tasks(

@@ -311,3 +311,41 @@ async def test_cut_before_any_statement_no_step_is_lost_or_doubled(
         assert_whole(log, task)
         said = [event["data"]["text"].strip() for event in log if event["type"] == "message.completed"]
         assert said == ["start", *(str(number) for number in range(6))]
+
+
+@pytest.mark.parametrize("by", ["cancel", "close", "drain"])
+async def test_a_task_whose_turn_ended_without_it_can_be_ended(
+    house: House, database_address: Address, by: str
+) -> None:
+    """A replica of a version without tasks has ended the turn: nothing follows on it any more."""
+    await house.ensure("s")
+    busy = await house.prompt("s", "say b\nsleep 600")
+    await begun(house, "s")
+    task = await make(house, "s", {"prompt": "say a"}, {"prompt": "say b"})
+    other = await make(house, "s", {"prompt": "say c"})
+    line = await asyncpg.connect(**database_address.arguments)
+    await line.execute(
+        "UPDATE turns SET status = 'cancelled', ended_at = now(), cause = 'caller', last_seq = first_seq"
+        " WHERE id = $1",
+        turns(task)[0],
+    )
+    await line.close()
+    path = f"/v1/tasks/{task['task_id']}"
+    if by == "cancel":
+        answer = await house.post(f"{path}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        assert (await house.get(f"/v1/tasks/{other['task_id']}"))["status"] == "pending"
+        assert (await house.post(f"{path}/retry")).status_code == 202
+    elif by == "close":
+        assert (await house.post("/v1/sessions/s/close")).status_code == 200
+    else:
+        await house.post("/v1/sessions/s/close", {"mode": "drain"})
+        await house.post(f"/v1/turns/{busy['turn_id']}/cancel")
+        assert (await settled(house, other["task_id"]))["status"] == "cancelled"
+        async with house.stream("/v1/sessions/s/events/stream") as stream:
+            await stream.until("session.closed", 1)
+    task = await house.get(path)
+    if by != "cancel":
+        assert statuses(task) == ("cancelled", ["cancelled", "pending"])
+    told = [one["type"] for one in await house.log("s") if one["data"].get("task_id") == task["task_id"]]
+    assert told == ["task.cancelled"]
