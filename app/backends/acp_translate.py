@@ -20,8 +20,10 @@ from app.domain.details import (
     bounded,
 )
 from app.domain.events import Location, PlanEntry, TokenUsage, ToolKind, ToolStatus
+from app.domain.numbers import amount, count, whole
 from app.domain.signals import Plan, ReasoningPiece, Signal, TextDelta, ToolCall, Usage
 from app.domain.text import shorten
+from app.domain.touches import LAST_LINE
 
 MAX_ERROR = 2048
 """UTF-8 bytes of a failed tool call's error text."""
@@ -100,9 +102,9 @@ def turn_usage(usage: Any) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
     return TokenUsage(
-        input_tokens=_count(usage.get("inputTokens")),
-        cached_input_tokens=_count(usage.get("cachedReadTokens")),
-        output_tokens=_count(usage.get("outputTokens")),
+        input_tokens=count(usage.get("inputTokens")),
+        cached_input_tokens=count(usage.get("cachedReadTokens")),
+        output_tokens=count(usage.get("outputTokens")),
     )
 
 
@@ -110,9 +112,9 @@ def context_usage(update: Mapping[str, Any]) -> TokenUsage:
     """The context window and the cost in a `usage_update`."""
     cost = None
     match update.get("cost"):
-        case {"amount": int() | float() as amount, "currency": "USD"}:
-            cost = float(amount)
-    used, size = _count(update.get("used")), _count(update.get("size"))
+        case {"amount": told, "currency": "USD"}:
+            cost = amount(told)
+    used, size = count(update.get("used")), count(update.get("size"))
     return TokenUsage(context_window_used=used, context_window_max=size, cost_usd=cost)
 
 
@@ -154,7 +156,7 @@ def _locations(known: Mapping[str, Any]) -> Iterator[Location]:
     locations = known.get("locations")
     for location in locations if isinstance(locations, list) else ():
         match location:
-            case {"path": str(path), "line": int(line)} if line > 0:
+            case {"path": str(path), "line": told} if 0 < (line := count(told) or 0) <= LAST_LINE:
                 yield Location(path=path, line=line)
             case {"path": str(path)}:
                 yield Location(path=path)
@@ -180,7 +182,7 @@ def tool_detail(known: Mapping[str, Any]) -> Detail:
             )
         case "read", _ if path:
             return Read(
-                path=path, content=text, offset=_count(raw.get("offset")), limit=_count(raw.get("limit"))
+                path=path, content=text, offset=count(raw.get("offset")), limit=count(raw.get("limit"))
             )
         case "edit", _ if path:
             old = _first(raw, "oldString", "old_string", "old_text", "oldText")
@@ -237,7 +239,7 @@ def _command(raw: Mapping[str, Any]) -> str | None:
 def _exit_code(output: Any) -> int | None:
     match output:
         case {"exitCode": int(code)} | {"exit_code": int(code)} | {"metadata": {"exit": int(code)}}:
-            return code
+            return whole(code)
         case _:
             return None
 
@@ -258,7 +260,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _string(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < 2**53 else None

@@ -15,6 +15,7 @@ from app.domain.events import (
     TokenUsage,
     ToolKind,
 )
+from app.domain.numbers import amount, count, whole
 from app.domain.signals import Plan, ReasoningPiece, Signal, TextDelta, ToolCall
 from app.paseo import items
 from app.paseo.decoding import Opaque
@@ -64,7 +65,7 @@ def row_signals(item: items.Item) -> list[Signal]:
         case items.Todo(items=todo):
             return [Plan(entries=_plan(todo))]
         case items.Compaction(status=status, trigger=trigger, pre_tokens=tokens):
-            return [CompactionUpdated(status=status, trigger=trigger, tokens_before=tokens)]
+            return [CompactionUpdated(status=status, trigger=trigger, tokens_before=count(tokens))]
         case items.ErrorItem(message=message):
             return [Notice(level="error", code="backend_error", message=message)]
         case items.UserMessage() | Opaque():
@@ -153,9 +154,9 @@ def tool_detail(detail: items.Detail) -> details.Detail:
     """What a tool call did, in our shape."""
     match detail:
         case items.Shell(command=command, cwd=cwd, output=output, exit_code=exit_code):
-            return details.Shell(command=command, cwd=cwd, output=output, exit_code=exit_code)
+            return details.Shell(command=command, cwd=cwd, output=output, exit_code=whole(exit_code))
         case items.Read(file_path=path, content=content, offset=offset, limit=limit):
-            return details.Read(path=path, content=content, offset=offset, limit=limit)
+            return details.Read(path=path, content=content, offset=count(offset), limit=count(limit))
         case items.Edit(file_path=path, old_string=old, new_string=new, unified_diff=diff):
             return details.Edit(path=path, old_text=old, new_text=new, diff=diff)
         case items.Write(file_path=path, content=content):
@@ -163,7 +164,7 @@ def tool_detail(detail: items.Detail) -> details.Detail:
         case items.Search(query=query, file_paths=paths, content=content):
             return details.Search(query=query, paths=tuple(paths or ()), matches=content)
         case items.Fetch(url=url, code=code, result=result):
-            return details.Fetch(url=url, status=code, result=result)
+            return details.Fetch(url=url, status=count(code), result=result)
         case items.SubAgent(description=description, log=log):
             return details.SubAgent(description=description, log=log)
         case items.Plan(text=text):
@@ -195,10 +196,10 @@ def token_usage(usage: Usage | None) -> TokenUsage | None:
     if usage is None:
         return None
     return TokenUsage(
-        input_tokens=usage.input_tokens,
-        cached_input_tokens=usage.cached_input_tokens,
-        output_tokens=usage.output_tokens,
-        cost_usd=usage.total_cost_usd,
-        context_window_max=usage.context_window_max_tokens,
-        context_window_used=usage.context_window_used_tokens,
+        input_tokens=count(usage.input_tokens),
+        cached_input_tokens=count(usage.cached_input_tokens),
+        output_tokens=count(usage.output_tokens),
+        cost_usd=amount(usage.total_cost_usd),
+        context_window_max=count(usage.context_window_max_tokens),
+        context_window_used=count(usage.context_window_used_tokens),
     )

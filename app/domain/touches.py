@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from app.domain.details import Edit, Unknown, Write
 from app.domain.events import Event, ToolCallCompleted
+from app.domain.numbers import count
 from app.domain.text import clean
 
 TouchKind: TypeAlias = Literal["edit", "write", "delete", "move", "shell"]
@@ -20,6 +21,8 @@ Change: TypeAlias = tuple[int, int, int]
 
 LAST_LINE = 2**31 - 1
 """The last line of a file that is all lines."""
+MAX_LINE = 2**30
+"""The last line that is believed to have changed; far from `LAST_LINE`, wherever later edits move it."""
 WHOLE: tuple[Change, ...] = ((1, LAST_LINE, LAST_LINE),)
 """Every line of a file: it was written whole, deleted or moved."""
 MAX_FILES = 100
@@ -89,16 +92,22 @@ def _edited(call: ToolCallCompleted, edit: Edit) -> Touch:
     if edit.truncated is not UNSET:  # its middle is missing, and with it what would tell the lines
         return Touch(path=edit.path, kind="edit")
     if edit.diff is not None and (changes := changes_of(edit.diff)):
-        return Touch(path=edit.path, kind="edit", changes=changes if len(changes) <= MAX_RANGES else None)
+        return Touch(path=edit.path, kind="edit", changes=_believable(changes))
     if edit.new_text is None:
         return Touch(path=edit.path, kind="edit")
     if edit.old_text is None:
         return Touch(path=edit.path, kind="write", changes=WHOLE)
     within = (_changed_within(_lines_in(edit.old_text), _lines_in(edit.new_text)),)
     told = next((at.line for at in call.locations if at.path == edit.path and at.line is not UNSET), None)
-    if isinstance(told, int):
-        return Touch(path=edit.path, kind="edit", changes=shifted(within, told))
+    if (line := count(told)) is not None:
+        return Touch(path=edit.path, kind="edit", changes=_believable(shifted(within, line)))
     return Touch(path=edit.path, kind="edit", snippet=edit.new_text, within=within)
+
+
+def _believable(changes: tuple[Change, ...]) -> tuple[Change, ...] | None:
+    """`changes`, if a file can have such lines, and not too many of them; an agent may tell any number."""
+    is_told = all(first > 0 and first + max(out, put_in) <= MAX_LINE for first, out, put_in in changes)
+    return changes if is_told and len(changes) <= MAX_RANGES else None
 
 
 def _lines_in(text: str) -> list[str]:

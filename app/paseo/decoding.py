@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -23,6 +23,9 @@ MAX_DEPTH = 100
 
 MAX_PRUNED = 1024 * 1024
 """Bytes of such a frame; a bigger one would hold up everything for too long and cannot be read."""
+
+Position: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+"""Where a row stands; a daemon, and so a database, counts no further."""
 
 _REFUSALS = (msgspec.MsgspecError, ValueError, RecursionError)
 _SURROGATES = re.compile("[\ud800-\udfff]")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from app.paseo.decoding import Frame, Opaque, Tagged, decode, readable
+from app.paseo.decoding import Frame, Opaque, Position, Tagged, decode, readable
 from app.paseo.items import Detail, Item, UnknownTool
 
 _EMPTY = msgspec.Raw(b"{}")
@@ -180,7 +180,7 @@ class StreamFrame(Frame, frozen=True):
     agent_id: str
     event: Event
     timestamp: str = ""
-    seq: int | None = None
+    seq: Position | None = None
     epoch: str | None = None
 
 

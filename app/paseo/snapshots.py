@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from app.paseo.decoding import Frame
+from app.paseo.decoding import Frame, Position
 from app.paseo.frames import PermissionRequest, Usage
 from app.paseo.items import Item
 
@@ -145,15 +145,15 @@ class Cursor(Frame, frozen=True):
     """The position of a row: `seq` counts from 1 in each epoch, over the stored rows without a gap."""
 
     epoch: str
-    seq: int
+    seq: Position
 
 
 class Row(Frame, frozen=True):
     """A row of a page; in canonical pages `seq_start` is `seq_end`."""
 
     item: Item
-    seq_start: int
-    seq_end: int
+    seq_start: Position
+    seq_end: Position
     timestamp: str = ""
     provider: str = ""
 

@@ -7,14 +7,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
+import structlog
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domain.collisions import ProjectFile, Side, Touched
 from app.domain.ids import Owner, SessionId, SessionKey, TurnId
 from app.domain.touches import LAST_LINE, Lines, Tally, lines_now
+from app.store.database import is_outage
 from app.store.paging import Page, older_than, page
 from app.store.tables import FileTouchRow, SessionRow
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_PATH = 1024
 """UTF-8 bytes of a path that is kept: an index holds no more of it."""
@@ -143,7 +147,22 @@ def _lines(lines: Iterable[Lines] | None) -> str | None:
 async def write(
     connection: "asyncpg.Connection[asyncpg.Record]", session: SessionKey, touched: Sequence[Touched]
 ) -> None:
-    """Keep what a session has written, with the batch that tells of it; each path once."""
+    """Keep what a session has written, with the batch that tells of it; each path once.
+
+    What the database refuses is lost, and nothing else of the batch.
+    """
+    try:
+        async with connection.transaction():  # a savepoint of the batch's own transaction
+            await _write(connection, session, touched)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if is_outage(error):
+            raise
+        log.exception("touches_not_kept", session=session, files=len(touched))
+
+
+async def _write(
+    connection: "asyncpg.Connection[asyncpg.Record]", session: SessionKey, touched: Sequence[Touched]
+) -> None:
     paths, roots = [touch.path for touch in touched], [touch.root for touch in touched]
     remotes = [touch.remote for touch in touched]
     assert len(set(paths)) == len(paths)

@@ -1,5 +1,6 @@
 """ACP's updates in our vocabulary, case by case, and whatever an agent may write."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -259,6 +260,34 @@ def test_locations_without_a_line_that_counts_have_none() -> None:
     (call,) = tell({"sessionUpdate": "tool_call", "toolCallId": "c", "locations": locations})
     assert isinstance(call, ToolCall)
     assert call.locations == (Location(path="/a", line=3), Location(path="/b"))
+
+
+@pytest.mark.parametrize("line", [True, False, 1.0, "1", None, -1, 2**31, 2**63 - 1, 2**64, 10**30])
+def test_a_line_that_no_file_has_is_none(line: Any) -> None:
+    """It would reach the database, which holds no such number, and end the session's host."""
+    locations = [{"path": "/a", "line": line}]
+    (call,) = tell({"sessionUpdate": "tool_call", "toolCallId": "c", "locations": locations})
+    assert isinstance(call, ToolCall)
+    assert call.locations == (Location(path="/a"),)
+
+
+@pytest.mark.parametrize("number", [True, -1, 2**53, 10**400, math.nan, math.inf, "1"])
+def test_a_number_that_cannot_be_kept_is_none(number: Any) -> None:
+    """Tokens, sizes, offsets, an exit code; Python's JSON reads numbers that are none."""
+    assert turn_usage({"inputTokens": number, "outputTokens": number}) == TokenUsage()
+    update = {"sessionUpdate": "usage_update", "used": number, "size": number}
+    assert tell(update) == [Usage(usage=TokenUsage())]
+    read = {"kind": "read", "rawInput": {"path": "a", "offset": number, "limit": number}}
+    assert tool_detail(read) == Read(path="a")
+    if number != -1:
+        ran = {"kind": "execute", "rawInput": {"command": "c"}, "rawOutput": {"exitCode": number}}
+        assert tool_detail(ran) == Shell(command="c")
+
+
+@pytest.mark.parametrize("cost", [True, math.nan, math.inf, -math.inf, 10**400, "1"])
+def test_a_cost_is_a_finite_number(cost: Any) -> None:
+    update = {"sessionUpdate": "usage_update", "cost": {"amount": cost, "currency": "USD"}}
+    assert tell(update) == [Usage(usage=TokenUsage())]
 
 
 def test_tokens_of_a_turn() -> None:

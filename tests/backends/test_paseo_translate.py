@@ -220,6 +220,22 @@ def test_usage() -> None:
     assert error_text(None) is None
 
 
+@pytest.mark.parametrize("number", [-1, 2**53, 2**64, 10**30])
+def test_a_number_that_cannot_be_kept_is_none(number: int) -> None:
+    """The daemon hands on what an agent told."""
+    keys = ("inputTokens", "cachedInputTokens", "outputTokens", "contextWindowMaxTokens")
+    usage = decode(Usage, json.dumps(dict.fromkeys(keys, number)).encode())
+    assert token_usage(usage) == TokenUsage()
+    for given, told in (
+        ({"type": "read", "filePath": "a", "offset": number, "limit": number}, details.Read(path="a")),
+        ({"type": "fetch", "url": "u", "code": number}, details.Fetch(url="u")),
+    ):
+        assert tool_call(call(name="mystery", detail=given)).detail == told
+    assert row_signals(item(type="compaction", status="loading", preTokens=number)) == [
+        CompactionUpdated(status="loading", trigger=None, tokens_before=None)
+    ]
+
+
 # Permissions
 
 

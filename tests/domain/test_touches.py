@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from app.domain.details import Detail, Edit, Read, Shell, Unknown, Write
 from app.domain.events import Location, Notice, ToolCallCompleted
 from app.domain.touches import (
+    LAST_LINE,
     MAX_FILES,
+    MAX_LINE,
     MAX_RANGES,
     WHOLE,
     Tally,
@@ -84,6 +86,15 @@ DIFF = """--- a/f
 )
 def test_a_call_that_completed_tells_the_files_it_wrote(event: Any, expected: Any) -> None:
     assert [(touch.path, touch.kind, touch.changes) for touch in touches_of(event)] == expected
+
+
+@pytest.mark.parametrize("line", [True, 0, -5, MAX_LINE, LAST_LINE, 2**63 - 1, 2**64, 10**30])
+def test_a_line_that_no_file_has_tells_no_lines(line: Any) -> None:
+    """Whatever backend told it: the database holds no such number."""
+    (touch,) = touches_of(call("edit", Edit(path="f", old_text="a", new_text="b"), ("f", line)))
+    assert touch.changes is None
+    diff = f"@@ -{line:d} +{line:d} @@\n-a\n+b\n"
+    assert line in (True, 0) or touches_of(call("edit", Edit(path="f", diff=diff)))[0].changes is None
 
 
 def test_a_shortened_edit_tells_no_lines() -> None:

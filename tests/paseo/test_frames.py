@@ -129,6 +129,19 @@ def test_what_does_not_fit_takes_its_default_and_the_rest_stays() -> None:
     assert (event_.request.kind, event_.request.detail) == ("vote", Opaque("ballot", {"type": "ballot"}))
 
 
+@pytest.mark.parametrize("seq", [-1, 2**53, 2**63, 10**30])
+def test_a_position_that_cannot_be_kept_is_none(seq: int) -> None:
+    """It would be written as where a session stands, and the database would refuse the whole batch."""
+    said = {"type": "timeline", "item": {"type": "assistant_message", "text": "x"}}
+    assert read(stream(said, seq=seq, epoch="e")).seq is None
+    row = {"item": said["item"], "seqStart": seq, "seqEnd": seq}
+    good = {"item": said["item"], "seqStart": 1, "seqEnd": 1}
+    page = {"agentId": "a", "epoch": "e", "entries": [row, good], "endCursor": {"epoch": "e", "seq": seq}}
+    found = decode(TimelinePage, json.dumps(page).encode())
+    assert [one.seq_end for one in found.entries] == [1]
+    assert found.end_cursor is None
+
+
 def test_lone_surrogates_are_replaced() -> None:
     data = stream(
         {"type": "timeline", "item": {"type": "assistant_message", "text": "a \ud83d b \ud83d\ude00"}}

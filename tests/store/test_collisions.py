@@ -167,6 +167,20 @@ async def crowd(store: Store, sessions: int, files: int = 10) -> SessionKey:
     return two
 
 
+@pytest.mark.parametrize("changes", [((2**63, 1, 1),), ((2**63 - 1, 1, 1),), ((-(2**70), 1, 1),)])
+async def test_a_touch_that_cannot_be_kept_costs_nothing_else(
+    store: Store, changes: tuple[Change, ...]
+) -> None:
+    """What is written in the same transaction, before it and after, stands."""
+    one = await store.session("one")
+    async with store.line.transaction():
+        await store.touch(one, "a.py")
+        await store.touch(one, "b.py", changes=changes)
+        await store.touch(one, "c.py")
+    kept = await store.line.fetch("SELECT path FROM file_touches ORDER BY path")
+    assert [row["path"] for row in kept] == ["a.py", "c.py"]
+
+
 async def test_the_query_of_a_touch_reads_as_much_among_5000_sessions_as_among_10(
     database_address: Address, store: Store
 ) -> None:

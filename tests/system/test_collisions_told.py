@@ -1,0 +1,54 @@
+"""What agents of many kinds tell of their files, through the whole service: on a real disk, with real git."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from app.settings import BackendSettings
+from tests.backends.acp_house import WILD
+from tests.house import House, open_house
+from tests.system.test_collisions import join, told
+
+NUMBERS = count(1)
+
+
+@asynccontextmanager
+async def wild_house(database_url: str, folder: Path) -> AsyncIterator[House]:
+    """The service with an agent that tells whatever its prompt says, as `update` and JSON."""
+    (folder / "work").mkdir(exist_ok=True)
+    wild = {"wild": BackendSettings(type="acp", command=WILD)}
+    async with open_house(database_url, folder, backends=wild) as house:
+        yield house
+
+
+def edited(path: Path, old: str | None = "a", new: str = "b", **at: Any) -> str:
+    """A line of the wild agent's script: it has edited a file."""
+    diff = {"type": "diff", "path": str(path), "oldText": old, "newText": new}
+    call = {
+        "sessionUpdate": "tool_call",
+        "toolCallId": f"c-{next(NUMBERS)}",
+        "title": "edit",
+        "kind": "edit",
+        "status": "completed",
+        "content": [diff],
+        "locations": [{"path": str(path), **at}],
+    }
+    return f"update {json.dumps(call)}"
+
+
+async def test_a_line_that_no_file_has_costs_its_session_nothing(database_url: str, folder: Path) -> None:
+    """The agent, its turn and whatever it tells next live on; the file is known, its lines are not."""
+    async with wild_house(database_url, folder) as house:
+        for name in ("one", "two"):
+            await join(house, name, ".", agent="wild", backend="wild")
+            lines = [2**63 - 1, 2**64, 10**30, True]
+            script = [edited(house.cwd / f"{n}.txt", line=line) for n, line in enumerate(lines)]
+            turn = await house.run(name, "\n".join([*script, "say done"]))
+            assert (turn["status"], turn["output_text"]) == ("completed", "done")
+        found = {event["data"]["path"]: event["data"]["overlap"] for event in await told(house, "one")}
+        assert found == {f"{n}.txt": "same_file" for n in range(4)}
+        calls = [event["data"] for event in await told(house, "one", "tool_call.completed")]
+        assert all("line" not in call["locations"][0] for call in calls)
