@@ -7,6 +7,7 @@ and nothing that stands in their configuration (filters, drivers, hooks, remotes
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -14,6 +15,7 @@ import anyio.to_thread
 import structlog
 
 from app.domain.errors import PathNotAllowed, UnsupportedByBackend
+from app.engine.disk import read_disk
 from app.engine.files import read_below
 from app.engine.git import run_git
 from app.engine.repositories import IsAllowed, Repository, find_repository
@@ -62,7 +64,7 @@ async def _ask(
     for number, repository in enumerate(found):
         if str(repository.root) != roots[number] or repository.head is None:
             raise _CannotTell
-        changes += await anyio.to_thread.run_sync(_changes, number, repository, paths, abandon_on_cancel=True)
+        changes += await read_disk(partial(_changes, number, repository, paths))
     async with scratch_folder("merge") as scratch:
         return await _merge(scratch, found, changes, paths, until)
 

@@ -5,10 +5,10 @@ import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 
 import anyio
-import anyio.to_thread
 
 from app.backends.base import Place
 from app.domain.collisions import Touched
@@ -17,6 +17,7 @@ from app.domain.ids import TurnId
 from app.domain.sessions import Session
 from app.domain.text import is_storable
 from app.domain.touches import Change, Touch, shifted, touches_of
+from app.engine.disk import read_disk
 from app.engine.files import read_regular
 from app.store.touches import MAX_PATH
 
@@ -44,9 +45,9 @@ async def find_touched(
     found: Sequence[_Found | None] | None = None
     if place.filesystem == "shared":
         with anyio.move_on_after(DISK_S):
-            found = await anyio.to_thread.run_sync(_on_disk, session.cwd, touches, abandon_on_cancel=True)
+            found = await read_disk(partial(_on_disk, session.cwd, touches))
     if found is None:
-        found = [_by_text(session.cwd, touch) for touch in touches]
+        found = [_by_text(session.cwd, session.cwd, touch) for touch in touches]
     remote = None if place.filesystem == "shared" else session.backend
     touched: dict[str, Touched] = {}
     edits: defaultdict[str, dict[int, tuple[Change, ...] | None]] = defaultdict(dict)
@@ -82,9 +83,9 @@ def _can_be_kept(path: str) -> bool:
     return is_storable(path) and len(path.encode()) <= MAX_PATH
 
 
-def _by_text(cwd: str, touch: Touch) -> _Found | None:
-    root = _plain(cwd)
-    path = PurePosixPath(_plain(posixpath.join(root, touch.path)))
+def _by_text(root: str, cwd: str, touch: Touch) -> _Found | None:
+    root = _plain(root)
+    path = PurePosixPath(_plain(posixpath.join(_plain(cwd), touch.path)))
     if not path.is_relative_to(root) or str(path) == root:
         return None
     return _Found(root, str(path.relative_to(root)), touch.changes)
@@ -111,12 +112,12 @@ def _one_on_disk(cwd: str, root: str, touch: Touch) -> _Found | None:
         where = _spelled(os.path.normpath(where))
         if where == root or not where.startswith(root.rstrip("/") + "/"):
             return None
-        changes = touch.changes
-        if changes is None and touch.snippet:
-            changes = _changes_at(where, touch.snippet, touch.within)
-        return _Found(root, os.path.relpath(where, root), changes)
     except (OSError, ValueError):  # a loop of links, a name too long, a NUL
-        return _by_text(cwd, touch)
+        return _by_text(root, cwd, touch)
+    changes = touch.changes
+    if changes is None and touch.snippet:
+        changes = _changes_at(where, touch.snippet, touch.within)
+    return _Found(root, os.path.relpath(where, root), changes)
 
 
 def worktree_root(cwd: str) -> str:
@@ -137,9 +138,16 @@ def _spelled(path: str) -> str:
     for name in path.split("/")[1:]:
         here = os.path.join(found, name)
         if name.swapcase() != name and _is_same(here, os.path.join(found, name.swapcase())):
-            name = spelling(name, os.listdir(found))
+            name = spelling(name, _names(found))
         found = os.path.join(found, name)
     return found
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # it may be passed through, and not be listed
+        return []
 
 
 def _is_same(one: str, other: str) -> bool:
@@ -163,7 +171,10 @@ def _folded(name: str) -> str:
 
 def _changes_at(path: str, snippet: str, within: Sequence[Change]) -> tuple[Change, ...] | None:
     """What changed where the file has `snippet` now; null if it is not there exactly once."""
-    found = read_regular(path, MAX_SNIPPET_FILE)
+    try:
+        found = read_regular(path, MAX_SNIPPET_FILE)
+    except (OSError, ValueError):  # it is gone again, or not ours to read
+        found = None
     if found is None:
         return None
     content, _ = found

@@ -182,6 +182,17 @@ async def test_an_edit_without_lines_is_looked_for_in_the_file(worktree: Path) -
     assert (await touched(worktree, call(str(file), detail=edit)))[0].path == "src/a.py"
 
 
+async def test_a_file_that_cannot_be_read_is_where_it_is_all_the_same(worktree: Path) -> None:
+    """Gone again, or another's: only its lines are unknown, and its place is no less sure."""
+    edit = Edit(path="gone.py", old_text="a\n", new_text="b\n")
+    (one,) = await touched(worktree / "src", call("gone.py", detail=edit))
+    assert (one.root, one.path, one.edits) == (str(worktree.resolve()), "src/gone.py", (None,))
+    (worktree / "src" / "loop.py").symlink_to("loop.py")
+    edit = Edit(path="loop.py", old_text="a\n", new_text="b\n")
+    (one,) = await touched(worktree / "src", call("loop.py", detail=edit))
+    assert (one.root, one.path, one.edits) == (str(worktree.resolve()), "src/loop.py", (None,))
+
+
 async def test_a_file_written_twice_in_a_batch_is_kept_once_with_all_that_changed(worktree: Path) -> None:
     """A row can be written only once by a statement."""
     edits = [
