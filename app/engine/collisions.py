@@ -5,7 +5,7 @@ the same time at least one finds the other, and the unique index of the open one
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import partial
 
@@ -18,7 +18,7 @@ from app.domain.events import Event, Resolution
 from app.domain.ids import CollisionId, Owner, SessionKey
 from app.engine.merging import MERGE_S, conflicting
 from app.engine.repositories import IsAllowed
-from app.store import collisions, eventlog, touches
+from app.store import collisions, eventlog, sessions, touches
 from app.store.collisions import Pair, Party
 from app.store.database import Database, Transaction
 from app.store.paging import Page
@@ -87,10 +87,14 @@ class Collisions:
     async def look(self, session: SessionKey) -> None:
         """Tell of every collision of what the session has written and nobody has looked at.
 
-        Waits for as long as the database is down.
+        Waits for as long as the database is down. What cannot be looked at is left to the sweep: the agent,
+        whose next events wait for this, goes on.
         """
-        while await self._database.retrying(partial(self._look, session)) == touches.MAX_PENDING:
-            pass
+        try:
+            while await self._database.retrying(partial(self._look, session)) == touches.MAX_PENDING:
+                pass
+        except Exception:
+            log.exception("collisions_not_found", session=session)
 
     async def _look(self, session: SessionKey) -> int:
         """Look at some of it; how much that was."""
@@ -158,24 +162,19 @@ class Collisions:
 
     async def _leave(self, session: SessionKey) -> None:
         async with self._database.begin() as db:
-            pairs = await collisions.pairs_of(db, session)
+            await sessions.lock(db, session)  # whoever is about to tell of a collision comes before or after
             await touches.forget(db, session)
+            pairs = await collisions.pairs_of(db, session)
         for pair in pairs:
             await self._resolve(pair, "session_closed")
 
-    async def _resolve(self, pair: Pair, reason: Resolution) -> None:
+    async def _resolve(self, pair: Pair, reason: Resolution | None = None) -> None:
+        """Resolve what is open of a pair; without a reason, if one of them counts no more."""
         async with self._database.begin() as db:
             parties = await collisions.lock(db, pair, self._idle)
-            for one in await collisions.resolve(db, pair, reason):
-                await _tell(db, one, parties, one.resolved(reason))
-
-    async def _resolve_if_ended(self, pair: Pair) -> None:
-        async with self._database.begin() as db:
-            parties = await collisions.lock(db, pair, self._idle)
-            if all(party.is_live for party in parties.values()):
+            reason = reason or _why_ended(parties.values())
+            if reason is None:
                 return
-            is_closed = any(party.status == "closed" for party in parties.values())
-            reason: Resolution = "session_closed" if is_closed else "session_idle"
             for one in await collisions.resolve(db, pair, reason):
                 await _tell(db, one, parties, one.resolved(reason))
 
@@ -189,6 +188,8 @@ class Collisions:
                 await self.sweep()
             except DatabaseUnavailable:
                 log.warning("collisions_not_swept")
+            except Exception:
+                log.exception("collisions_sweep_crashed")
 
     async def sweep(self) -> None:
         """Tell what was left unsaid, resolve what ended, forget what is of no use.
@@ -198,13 +199,26 @@ class Collisions:
         async with self._database.begin() as db:
             unsaid = await touches.pending(db, older_than_s=LEFT_UNSAID_S)
         for session in dict.fromkeys(touch.session for touch in unsaid):
-            await self._look(session)
+            try:
+                await self._look(session)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # what one session wrote keeps nobody from hearing of the others
+                log.exception("collisions_not_found", session=session)
         async with self._database.begin() as db:
             ended = await collisions.pairs_that_ended(db, self._idle)
         for pair in ended:
-            await self._resolve_if_ended(pair)
+            await self._resolve(pair)
         async with self._database.begin() as db:
             await touches.forget_idle(db, self._idle)
+
+
+def _why_ended(parties: Iterable[Party]) -> Resolution | None:
+    """Why those that count no more do not; null if all do."""
+    ended = [party.status for party in parties if not party.is_live]
+    if not ended:
+        return None
+    return "session_idle" if set(ended) == {"active"} else "session_closed"
 
 
 async def _tell(

@@ -227,7 +227,16 @@ async def looked_at(db: AsyncSession, touches: Sequence[Pending]) -> None:
 
 async def forget(db: AsyncSession, session: SessionKey) -> None:
     """A session is over: what it wrote collides with nobody any more."""
-    await db.execute(text("DELETE FROM file_touches WHERE session = :session"), {"session": session})
+    await db.execute(
+        text("""
+        DELETE FROM file_touches d USING (
+            SELECT t.session, t.path FROM file_touches t
+            WHERE t.session = :session ORDER BY t.path COLLATE "C" FOR UPDATE
+        ) AS old
+        WHERE d.session = old.session AND d.path = old.path
+        """),  # in the order in which they are written and looked at
+        {"session": session},
+    )
 
 
 async def forget_idle(db: AsyncSession, idle: timedelta) -> None:
@@ -258,32 +267,30 @@ async def list_files(
         .group_by(FileTouchRow.path)
         .subquery()
     )
-    query = select(files.c.path, files.c.at)
+    shown = select(files.c.path, files.c.at).order_by(files.c.at.desc(), files.c.path.desc()).limit(limit + 1)
     condition = older_than(cursor, files.c.at, files.c.path)
-    if condition is not None:
-        query = query.where(condition)
-    rows = await db.execute(query.order_by(files.c.at.desc(), files.c.path.desc()).limit(limit + 1))
-    found: dict[str, ProjectFile] = {
-        path: ProjectFile(path=path, touched_at=at, sides=[]) for path, at in rows
-    }
+    shown_files = (shown if condition is None else shown.where(condition)).subquery()
     last_first = (FileTouchRow.touched_at.desc(), FileTouchRow.session)
     place = func.row_number().over(partition_by=FileTouchRow.path, order_by=last_first)
     ranked = (
-        select(FileTouchRow.session, FileTouchRow.path, place.label("place"))
+        select(FileTouchRow.session, FileTouchRow.path, shown_files.c.at, place.label("place"))
         .join(SessionRow, SessionRow.id == FileTouchRow.session)
-        .where(*mine, FileTouchRow.path.in_(found))
+        .join(shown_files, shown_files.c.path == FileTouchRow.path)
+        .where(*mine)
         .subquery()
     )
     is_ranked = and_(ranked.c.session == FileTouchRow.session, ranked.c.path == FileTouchRow.path)
-    touches = await db.execute(
-        select(FileTouchRow, SessionRow.session_id, SessionRow.worktree_id)
+    rows = await db.execute(  # one statement: of a file that is shown, who wrote it is shown, too
+        select(ranked.c.at, FileTouchRow, SessionRow.session_id, SessionRow.worktree_id)
         .join(SessionRow, SessionRow.id == FileTouchRow.session)
         .join(ranked, is_ranked)
         .where(ranked.c.place <= MAX_OTHERS)
-        .order_by(*last_first)
+        .order_by(ranked.c.at.desc(), FileTouchRow.path.desc(), *last_first)
     )
-    for row in touches:
-        found[row[0].path].sides.append(side(*row))
+    found: dict[str, ProjectFile] = {}
+    for at, touch, session_id, worktree_id in rows:
+        file = found.setdefault(touch.path, ProjectFile(path=touch.path, touched_at=at, sides=[]))
+        file.sides.append(side(touch, session_id, worktree_id))
     return page([(file.touched_at, file.path, file) for file in found.values()], limit)
 
 
