@@ -16,7 +16,7 @@ from app.domain.collisions import Collision, CollisionStatus, ProjectFile
 from app.domain.errors import DatabaseUnavailable
 from app.domain.events import Event, Resolution
 from app.domain.ids import CollisionId, Owner, SessionKey
-from app.engine.merging import MERGE_S, conflicting
+from app.engine.merging import MERGE_S, Unrelated, conflicting
 from app.engine.repositories import IsAllowed
 from app.store import collisions, eventlog, sessions, touches
 from app.store.collisions import Pair, Party
@@ -33,6 +33,11 @@ LEFT_UNSAID_S = 5.0
 MERGES = 2
 """Merges that are tried at once."""
 
+UNRELATED_S = 300.0
+"""Seconds for which it is believed that two repositories have nothing in common."""
+MAX_UNRELATED = 1_000
+"""Pairs of them that are remembered; with more, all are asked about again."""
+
 
 class Collisions:
     """Finds, tells and resolves collisions; the use-cases on them, within the caller's owner."""
@@ -45,6 +50,8 @@ class Collisions:
         self._database = database
         self._may_read = may_read
         self._idle = timedelta(seconds=idle_s)
+        self._unrelated: dict[frozenset[str], float] = {}
+        """Roots of repositories that have nothing in common, and until when nobody asks again."""
         self._merges = anyio.Semaphore(MERGES)
 
     # Read.
@@ -116,30 +123,46 @@ class Collisions:
 
     async def _conflicts(
         self, other: Other, paths: Mapping[str, Shared], deadline: float
-    ) -> frozenset[str] | None:
-        """Git's word, if it can be had until then: all who write the file share the time."""
+    ) -> Mapping[str, bool | None]:
+        """Git's word, if it can be had until then: all who write the file share the time.
+
+        Raises:
+            Unrelated: they are two repositories that have nothing in common.
+        """
         if other.is_in_one_worktree or not other.is_on_this_machine:
-            return None
+            return {}
+        roots = frozenset((other.own_root, other.root))
+        if self._unrelated.get(roots, 0.0) > anyio.current_time():
+            raise Unrelated
         with anyio.move_on_at(deadline):
             async with self._merges:
                 rest = deadline - anyio.current_time()
-                return await conflicting(
-                    other.own_root, other.root, list(paths), self._may_read, within_s=rest
-                )
-        return None
+                try:
+                    return await conflicting(
+                        other.own_root, other.root, list(paths), self._may_read, within_s=rest
+                    )
+                except Unrelated:
+                    if len(self._unrelated) >= MAX_UNRELATED:
+                        self._unrelated.clear()
+                    self._unrelated[roots] = anyio.current_time() + UNRELATED_S
+                    raise
+        return {}
 
     async def _meet(
         self, session: SessionKey, other: Other, paths: Mapping[str, Shared], deadline: float
     ) -> None:
         """Tell of the files that a session shares with another."""
-        conflicts = await self._conflicts(other, paths, deadline)
+        try:
+            conflicts = await self._conflicts(other, paths, deadline)
+        except Unrelated:
+            return
         pair = Pair.of(session, other.session)
         async with self._database.begin() as db:
             parties = await collisions.lock(db, pair, self._idle)
             if len(parties) < 2 or not all(party.is_live for party in parties.values()):
                 return
             for path, shared in paths.items():
-                conflict = None if conflicts is None else path in conflicts
+                conflict = conflicts.get(path)
                 # Two texts that git merges did not change the same lines, however these were counted.
                 same_lines = shared.same_lines and (shared.is_whole or conflict is not False)
                 opened = await collisions.open_one(

@@ -17,10 +17,14 @@ from tests.engine.worktrees import git, two_worktrees, write
 async def conflicting(
     one: Path, two: Path, paths: list[str], root: Path | None = None, within_s: float = 3.0
 ) -> frozenset[str] | None:
-    """What git says, asked as the service asks it, which may read below `root`."""
+    """What conflicts, asked as the service asks it, which may read below `root`; null if it tells of none."""
     place = Place(filesystem="shared", default_cwd=one, roots=(root or one.parent,))
     may_read = partial(lies_below, place=place)
-    return await merging.conflicting(str(one), str(two), paths, may_read, within_s=within_s)
+    told = await merging.conflicting(str(one), str(two), paths, may_read, within_s=within_s)
+    assert list(told) == paths
+    if set(told.values()) == {None}:
+        return None
+    return frozenset(path for path, conflicts in told.items() if conflicts)
 
 
 async def test_git_is_asked_what_really_conflicts(tmp_path: Path) -> None:
@@ -88,7 +92,7 @@ def _no_history(one: Path, two: Path) -> None:
 def _other_history(one: Path, two: Path) -> None:
     _no_history(one, two)
     git(two, "add", ".")
-    git(two, "commit", "-q", "-m", "other")
+    git(two, "commit", "-q", "-m", "another root")
 
 
 def _a_link(one: Path, two: Path) -> None:
@@ -110,13 +114,80 @@ def _gone(one: Path, two: Path) -> None:
     two.rename(two.parent / "away")
 
 
-@pytest.mark.parametrize(
-    "spoil", [_no_repository, _no_history, _other_history, _a_link, _a_pipe, _too_large, _gone]
-)
+@pytest.mark.parametrize("spoil", [_no_repository, _no_history, _a_link, _a_pipe, _too_large, _gone])
 async def test_what_git_cannot_tell_is_null(tmp_path: Path, spoil: Callable[[Path, Path], None]) -> None:
     one, two = two_worktrees(tmp_path)
     spoil(one, two)
     assert await conflicting(one, two, ["a.txt"]) is None
+
+
+async def test_repositories_without_a_common_history_are_no_worktrees_of_one(tmp_path: Path) -> None:
+    one, two = two_worktrees(tmp_path)
+    _other_history(one, two)
+    with pytest.raises(merging.Unrelated):
+        await conflicting(one, two, ["a.txt"])
+
+
+async def test_a_conflict_in_a_file_that_one_side_has_renamed_is_not_denied(tmp_path: Path) -> None:
+    """Git tells of it under the new name; what it tells of another file is no answer for this one either."""
+    one, two = two_worktrees(tmp_path, "a.txt", "b.txt", "c.txt")
+    write(one, 2, "mine\n")
+    write(one, 2, "mine\n", "c.txt")
+    git(one, "commit", "-q", "-a", "-m", "mine")
+    git(one, "mv", "a.txt", "z.txt")
+    git(one, "commit", "-q", "-m", "rename")
+    write(two, 2, "yours\n")
+    assert await merging.conflicting(str(one), str(two), ["a.txt"], lambda _: True) == {"a.txt": None}
+    write(two, 2, "yours\n", "c.txt")
+    git(two, "commit", "-q", "-a", "-m", "yours")
+    told = await merging.conflicting(str(one), str(two), ["a.txt", "b.txt"], lambda _: True)
+    assert told == {"a.txt": None, "b.txt": False}
+    write(one, 2, "yours\n", "z.txt")
+    write(one, 2, "yours\n", "c.txt")
+    git(one, "commit", "-q", "-a", "-m", "the same")
+    assert await merging.conflicting(str(one), str(two), ["a.txt"], lambda _: True) == {"a.txt": False}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "config", "crlf", "told"),
+    [
+        ("*.txt merge=union", "", False, None),
+        ("*.txt -merge", "", False, None),
+        ("*.txt merge", "", False, True),
+        ("*.txt filter=x", "", False, None),
+        ("*.txt ident", "", False, None),
+        ("*.txt text eol=crlf", "", True, None),
+        ("* text=auto", "", True, None),
+        ("* text=auto", "", False, True),
+        ("*.md merge=union", "", False, True),
+        ("*.txt -text", "", True, True),
+        ("[attr]own merge=union\n*.txt own", "", False, None),
+        ("", "core.autocrlf", True, None),
+        ("", "core.autocrlf", False, True),
+        ("", "core.attributesFile", False, None),
+    ],
+)
+@pytest.mark.parametrize("where", ["sub/.gitattributes", ".gitattributes", "info"])
+async def test_a_file_that_git_merges_by_rules_of_its_own_is_not_judged(
+    tmp_path: Path, attributes: str, config: str, crlf: bool, told: bool | None, where: str
+) -> None:
+    """Wherever the rules stand; where they change nothing, a conflict is one."""
+    if where.startswith("sub/") and attributes.startswith("[attr]"):
+        return  # git takes such a rule only from the root
+    one, two = two_worktrees(tmp_path, "sub/a.txt")
+    file = one / ".git" / "info" / "attributes" if where == "info" else one / where
+    file.parent.mkdir(exist_ok=True)
+    if attributes:
+        file.write_text(f"{attributes}\n")
+    if config:
+        git(one, "config", config, "true")
+    for tree, text in ((one, "mine\n"), (two, "yours\n")):
+        write(tree, 2, text, "sub/a.txt")
+        if crlf:
+            content = (tree / "sub" / "a.txt").read_bytes()
+            (tree / "sub" / "a.txt").write_bytes(content.replace(b"\n", b"\r\n"))
+    answer = await merging.conflicting(str(one), str(two), ["sub/a.txt"], lambda _: True)
+    assert answer == {"sub/a.txt": told}
 
 
 async def test_nothing_that_a_repository_configures_is_run(tmp_path: Path) -> None:
@@ -139,6 +210,8 @@ async def test_nothing_that_a_repository_configures_is_run(tmp_path: Path) -> No
         git(one, "config", key, str(program))
     git(one, "config", "core.fsmonitor", str(program))
     ran.unlink(missing_ok=True)
+    assert await conflicting(one, two, ["a.txt"]) is None, "nobody knows how those would merge it"
+    attributes.unlink()
     assert await conflicting(one, two, ["a.txt"]) == frozenset({"a.txt"})
     assert not ran.exists()
 

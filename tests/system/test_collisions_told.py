@@ -9,6 +9,7 @@ from typing import Any
 
 from app.settings import BackendSettings
 from tests.backends.acp_house import WILD
+from tests.engine.worktrees import git, two_worktrees
 from tests.house import House, open_house
 from tests.system.test_collisions import join, told
 
@@ -52,3 +53,20 @@ async def test_a_line_that_no_file_has_costs_its_session_nothing(database_url: s
         assert found == {f"{n}.txt": "same_file" for n in range(4)}
         calls = [event["data"] for event in await told(house, "one", "tool_call.completed")]
         assert all("line" not in call["locations"][0] for call in calls)
+
+
+async def test_two_repositories_of_one_project_do_not_collide(database_url: str, folder: Path) -> None:
+    """Each has a file of that name, and nobody will merge the two; a clone is no other repository."""
+    async with wild_house(database_url, folder) as house:
+        for name in ("p", "q"):
+            (house.cwd / name).mkdir()
+            two_worktrees(house.cwd / name)
+        git(house.cwd / "q" / "one", "commit", "-q", "--amend", "-m", "not the same commit by chance")
+        git(house.cwd / "p", "clone", "-q", "one", "clone")
+        for name, tree in (("one", "p/one"), ("other", "q/one"), ("clone", "p/clone")):
+            await join(house, name, tree, agent="wild", backend="wild")
+            for _ in range(2):
+                await house.run(name, edited(house.cwd / tree / "a.txt", "line 2\n", "x\n", line=2))
+        assert await told(house, "other") == []
+        (event,) = await told(house, "clone")
+        assert {each["session_id"] for each in event["data"]["sessions"]} == {"one", "clone"}
