@@ -134,6 +134,10 @@ class PaseoTerminals:
         lines = sliced(found.lines, start, end) if from_end else found.lines
         return Captured(lines, found.total_lines)
 
+    async def text(self, handle: str) -> Captured:
+        """The rows as they are: the daemon does not say which of them it has wrapped."""
+        return await self.capture(handle, start=None, end=None, ansi=False)
+
     async def running(self) -> Sequence[Running]:
         """All of the daemon's terminals."""
         found = await self._ask(self._terminals.running)

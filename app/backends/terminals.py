@@ -83,6 +83,13 @@ class TerminalServer(Protocol):
         `ansi` keeps colours as escape sequences. Raises TerminalGone where there is no such terminal.
         """
 
+    async def text(self, handle: str) -> Captured:
+        """All lines that `capture` has, without colours, for a search in them.
+
+        Rows that the terminal has wrapped are one line, where whoever runs it tells them apart.
+        Raises TerminalGone.
+        """
+
     async def running(self) -> Sequence[Running]:
         """Every terminal that is there, ours or not."""
 

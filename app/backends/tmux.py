@@ -100,6 +100,14 @@ class TmuxTerminals:
             lines.pop()
         return Captured(sliced(lines, start, end), len(lines))
 
+    async def text(self, handle: str) -> Captured:
+        """Lines of the scrollback and the screen, whole where tmux has wrapped them."""
+        done = await self._server.must("capture-pane", handle, "-p", "-J", "-S", "-")
+        lines = [line.rstrip(" ") for line in done.stdout]
+        while lines and not lines[-1]:
+            lines.pop()
+        return Captured(lines, len(lines))
+
     async def running(self) -> Sequence[Running]:
         """Every session of the server; none where no server runs."""
         return [Running(name, name) for name in await self._server.running()]

@@ -38,11 +38,6 @@ class Ring:
         """Whether it holds everything that the terminal ever put out."""
         return self._complete and self.base == 0
 
-    @property
-    def lines(self) -> int:
-        """Lines that it holds, a last one without its end counted too; those of full screens as well."""
-        return self._data.count(b"\n") + (not self._data.endswith(b"\n"))
-
     def miss_beginning(self) -> None:
         """The terminal has put out something that is not in it."""
         self._complete = False

@@ -10,9 +10,10 @@ import anyio.to_thread
 import structlog
 
 from app.backends.terminals import Captured, TerminalServer
-from app.domain.errors import BackendIsDown, DomainError, RateLimited, TerminalNotFound
+from app.domain.errors import BackendFailed, BackendIsDown, DomainError, RateLimited, TerminalNotFound
 from app.domain.ids import Owner, SessionId, TerminalId
 from app.domain.plain import plain_blocks
+from app.domain.reach import lines_reached
 from app.domain.ring import Ring
 from app.domain.search import Found, Match, Query, search
 from app.domain.terminals import Terminal
@@ -44,11 +45,13 @@ class Answer:
     matches: list[Match]
     source: Source
     truncated: bool
+    is_cut_off: bool = False
+    """Whether there is more in the terminal, which could not be reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What was found in several; those that could not be looked through are named."""
+    """What was found in several; those that could not be looked through, or not wholly, are named."""
 
     found: list[Answer]
     unreachable: list[Terminal]
@@ -116,12 +119,9 @@ class TerminalSearch:
         left, truncated = query.limit, len(listed) > MAX_TERMINALS
         until = anyio.current_time() + ALL_S
         for terminal in listed[:MAX_TERMINALS]:
-            if not left:
+            if not left or anyio.current_time() > until:
                 truncated = True
                 break
-            if anyio.current_time() > until:
-                unreachable.append(terminal)
-                continue
             try:
                 answer = await self._search(terminal, replace(query, limit=left))
             except TerminalNotFound:
@@ -131,6 +131,8 @@ class TerminalSearch:
                 continue
             left -= len(answer.matches)
             truncated = truncated or answer.truncated
+            if answer.is_cut_off:
+                unreachable.append(terminal)
             if answer.matches:
                 found.append(answer)
         return Answers(found=found, unreachable=unreachable, truncated=truncated)
@@ -141,27 +143,44 @@ class TerminalSearch:
         if terminal.status == "closed":
             if watch is None:
                 raise TerminalNotFound
-            return await self._in_ring(terminal, watch.ring, query)
+            answer = await self._in_ring(terminal, watch.ring, query)
+            is_whole = watch.ring.is_whole and watch.in_sight
+            return replace(answer, truncated=answer.truncated or not is_whole)
         server = self._terminals.servers.at(terminal)
         if watch is None:
             watches.start(terminal, server)  # if there is room, a later search has a ring
             return await self._in_capture(terminal, await self._captured(server, terminal), query)
         with watch.held():
-            ring = watch.ring
-            if ring.is_whole and not ring.is_full_screen:
+            ring, known = watch.ring, watch.ring.end
+            if ring.is_whole and watch.in_sight and not ring.is_full_screen:
                 return await self._in_ring(terminal, ring, query)
             try:
                 captured = await self._captured(server, terminal)
-            except (BackendIsDown, TerminalNotFound):
+            except (BackendIsDown, BackendFailed, TerminalNotFound) as error:
+                answer = await self._in_ring(terminal, ring, query)
+                return replace(answer, truncated=True, is_cut_off=not isinstance(error, TerminalNotFound))
+            goes_on = watch.ring is ring and watch.in_sight and not ring.is_full_screen
+            if goes_on and await self._reaches(ring, known, captured.total_lines):
                 return await self._in_ring(terminal, ring, query)
-            if ring.is_full_screen or captured.total_lines > ring.lines:
-                return await self._in_capture(terminal, captured, query)
-            return await self._in_ring(terminal, ring, query)
+            return await self._in_capture(terminal, captured, query)
 
     async def _captured(self, server: TerminalServer, terminal: Terminal) -> Captured:
         """All lines as they stand there."""
         with told():
-            return await server.capture(terminal.handle, start=None, end=None, ansi=False)
+            return await server.text(terminal.handle)
+
+    async def _reaches(self, ring: Ring, known: int, lines: int) -> bool:
+        """Whether the ring surely has so many of the newest lines; those past `known` do not count."""
+        if not lines or known <= ring.base:
+            return False
+        async with self.turns:
+            raw, after = ring.content(), max(0, known - ring.base)
+
+            def work() -> bool:
+                later = raw[after:]
+                return lines_reached(raw, lines + later.count(b"\n")) - later.count(b"\n") >= lines
+
+            return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
     async def _in_ring(self, terminal: Terminal, ring: Ring, query: Query) -> Answer:
         async with self.turns:

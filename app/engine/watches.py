@@ -38,6 +38,8 @@ class Watch:
         self.server = server
         self.ring = ring
         """What it has put out since it was followed without a gap; another one after a gap."""
+        self.in_sight = False
+        """Whether the ring goes on to now: false from a lost link until the terminal is followed again."""
         self.ended = False
         """Whether the terminal has ended; not whether it is out of sight, for then it is looked for."""
         self.users = 0
@@ -85,6 +87,7 @@ class Watch:
     def begin(self, ring: Ring) -> None:
         """It is followed from now on; another ring takes the place of one with a gap."""
         self.ring = ring
+        self.in_sight = True
         self._attached.set()
         self.wake()
 
@@ -187,8 +190,12 @@ class Watches:
                         await _begin(ring, following)
                     watch.begin(ring)
                     ring, pause = Ring(self._ring_bytes, complete=False), AGAIN_S
-                    async for data in following:
-                        watch.append(data)
+                    try:
+                        async for data in following:
+                            watch.append(data)
+                    except Exception:
+                        watch.in_sight = False  # at once: to leave may take a while
+                        raise
                 return
             except TerminalGone:
                 return
