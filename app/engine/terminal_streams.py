@@ -74,7 +74,7 @@ def parse_position(last_event_id: str | None, after: str | None, begin: str | No
     Raises:
         InvalidCursor: it is none of ours.
     """
-    text = last_event_id if last_event_id is not None else after
+    text = last_event_id if last_event_id else after
     if text is None:
         return "now" if begin == "now" else "start"
     found = _CURSOR.match(text)

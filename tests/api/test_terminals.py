@@ -10,7 +10,7 @@ import jsonschema_rs
 import pytest
 
 from app.store.database import Address
-from tests.engine.terminal_house import captured, open_terminal, output, type_into
+from tests.engine.terminal_house import captured, open_terminal, output, streamed, type_into
 from tests.house import PATIENCE, House, Stream
 
 BAD_BODIES: list[tuple[str, Any]] = [
@@ -191,6 +191,13 @@ async def test_t29_t30_output_breaks_no_frame_and_neither_it_nor_input_is_logged
         named = {frame.event for frame in stream.frames if frame.event is not None}
         assert named <= {"stream.ready", "terminal.output"}
     assert "canary" not in "".join(capfd.readouterr())
+
+
+async def test_empty_last_event_id_is_none(house: House) -> None:
+    """As on every stream: a client that has seen nothing begins where it would without the header."""
+    await house.ensure("s")
+    terminal = (await open_terminal(house, "s", "sh", "-c", "echo hello; cat"))["terminal_id"]
+    await streamed(house, terminal, b"hello", headers={"Last-Event-ID": ""})
 
 
 async def test_frames_of_a_terminal_are_as_described(house: House) -> None:
