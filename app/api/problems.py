@@ -81,7 +81,7 @@ PROBLEMS: dict[type[DomainError], Problem] = {
     TurnNotFound: Problem(404, "turn_not_found", "No such turn"),
     PermissionNotFound: Problem(404, "permission_not_found", "No such permission"),
     CollisionNotFound: Problem(404, "collision_not_found", "No such collision"),
-    TerminalNotFound: Problem(404, "terminal_not_found", "No such terminal"),
+    TerminalNotFound: Problem(404, "terminal_not_found", "No such terminal, or it has ended"),
     TaskNotFound: Problem(404, "task_not_found", "No such task"),
     BackendNotFound: Problem(404, "backend_not_found", "No such backend"),
     ApiKeyNotFound: Problem(404, "api_key_not_found", "No such API key"),

@@ -54,7 +54,9 @@ class CollisionNotFound(DomainError):
 
 @dataclass(eq=False)
 class TerminalNotFound(DomainError):
-    """No such terminal, or it has ended and nothing is kept of it."""
+    """No such terminal, or it has ended."""
+
+    detail: str = ""
 
 
 @dataclass(eq=False)

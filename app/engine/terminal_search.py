@@ -142,7 +142,9 @@ class TerminalSearch:
         watch = watches.get(terminal.id)
         if terminal.status == "closed":
             if watch is None:
-                raise TerminalNotFound
+                raise TerminalNotFound(
+                    detail="the terminal has ended, and nothing of its output is kept here"
+                )
             answer = await self._in_ring(terminal, watch.ring, query)
             is_whole = watch.ring.is_whole and watch.in_sight
             return replace(answer, truncated=answer.truncated or not is_whole)

@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 DISK_S = 5.0
 """Seconds to look at a session's directory."""
+ENDED = "the terminal has ended; what is kept of its output can only be streamed and searched"
+"""Why one that is there cannot be used."""
 UNDO_S = 5.0
 """Seconds to end a terminal that came too late."""
 
@@ -285,7 +287,7 @@ class Terminals:
         """
         terminal = await self.get(owner, terminal_id)
         if terminal.status == "closed":
-            raise TerminalNotFound
+            raise TerminalNotFound(detail=ENDED)
         return terminal, self.servers.at(terminal)
 
 
@@ -295,7 +297,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except TerminalGone as error:
-        raise TerminalNotFound from error
+        raise TerminalNotFound(detail=ENDED) from error
     except (BackendUnavailable, TimeoutError) as error:
         raise BackendIsDown(detail=str(error)) from error
     except BackendError as error:

@@ -90,7 +90,8 @@ async def test_bad_input_has_its_code_and_changes_nothing(house: House) -> None:
 
 async def test_terminal_that_has_ended_is_shown_and_not_used(house: House) -> None:
     await house.ensure("s")
-    terminal = (await open_terminal(house, "s", "cat"))["terminal_id"]
+    terminal = (await open_terminal(house, "s", "sh", "-c", "echo needle; cat"))["terminal_id"]
+    await streamed(house, terminal, b"needle")
     await house.client.delete(f"/v1/terminals/{terminal}")
     for method, path, body in (
         ("POST", "input", {"data": "x"}),
@@ -99,7 +100,9 @@ async def test_terminal_that_has_ended_is_shown_and_not_used(house: House) -> No
     ):
         answer = await house.client.request(method, f"/v1/terminals/{terminal}/{path}", json=body)
         assert (answer.status_code, answer.json()["code"]) == (404, "terminal_not_found"), path
+        assert answer.json()["detail"].startswith("the terminal has ended; what is kept of its output"), path
     assert (await house.get(f"/v1/terminals/{terminal}"))["status"] == "closed"
+    assert len((await house.get(f"/v1/terminals/{terminal}/search", q="needle"))["matches"]) == 1
 
 
 async def test_directory_that_is_gone_is_refused(house: House) -> None:
