@@ -44,6 +44,8 @@ from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
 from app.engine.tasks import Tasks
+from app.engine.terminal_captures import TerminalCaptures
+from app.engine.terminal_places import Places
 from app.engine.terminal_search import TerminalSearch
 from app.engine.terminal_streams import TerminalStreams
 from app.engine.terminal_sweep import Sweeper
@@ -242,6 +244,7 @@ async def _furnished(
             ),
             per_session=settings.limits.terminals_per_session,
         )
+        places = Places()
         sweeper = Sweeper(database, terminals_)
         sessions_.on_closed.append(sweeper.session_closed)
         turns_ = Turns(
@@ -270,7 +273,8 @@ async def _furnished(
             permissions=Permissions(database, lifecycle),
             collisions=collisions_,
             terminals=terminals_,
-            terminal_search=TerminalSearch(database, terminals_),
+            terminal_captures=TerminalCaptures(terminals_, places),
+            terminal_search=TerminalSearch(database, terminals_, places),
             terminal_streams=TerminalStreams(
                 terminals_,
                 feed,

@@ -17,6 +17,7 @@ from app.engine.permissions import Permissions
 from app.engine.sessions import Sessions
 from app.engine.streams import Streams
 from app.engine.tasks import Tasks
+from app.engine.terminal_captures import TerminalCaptures
 from app.engine.terminal_search import TerminalSearch
 from app.engine.terminal_streams import TerminalStreams
 from app.engine.terminals import Terminals
@@ -35,6 +36,7 @@ class Rooms:
     permissions: Permissions
     collisions: Collisions
     terminals: Terminals
+    terminal_captures: TerminalCaptures
     terminal_search: TerminalSearch
     terminal_streams: TerminalStreams
     feed: Feed

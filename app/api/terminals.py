@@ -16,6 +16,7 @@ from app.api.schemas.terminals import (
     SearchView,
     TerminalList,
     TerminalView,
+    capture_json,
 )
 from app.api.sessions import FilterText, ListCursor, ListLimit, SessionPath
 from app.api.streams import TerminalStreamDep, stream_terminal
@@ -60,6 +61,8 @@ def _query(
 SearchDep = Annotated[SearchQuery, Depends(_query)]
 _USE = problems(TerminalNotFound, BackendIsDown, BackendFailed)
 """What using an open terminal may be refused for."""
+_READ = problems(TerminalNotFound, BackendIsDown, BackendFailed, RateLimited)
+"""What reading its text may be refused for."""
 
 
 @router.get("/sessions/{session_id}/terminals", responses=problems(SessionNotFound, InvalidCursor))
@@ -169,7 +172,11 @@ async def resize_terminal(
     return TerminalView.from_domain(found)
 
 
-@router.get("/terminals/{terminal_id}/capture", responses=_USE)
+@router.get(
+    "/terminals/{terminal_id}/capture",
+    response_model=CaptureView,
+    responses=_READ,
+)
 async def capture_terminal(
     terminal_id: TerminalPath,
     caller: TerminalUser,
@@ -177,16 +184,17 @@ async def capture_terminal(
     start: LineNumber = None,
     end: LineNumber = None,
     ansi: bool = False,
-) -> CaptureView:
+) -> Response:
     """Lines of the scrollback and the screen, `end` included; with `ansi` in colour."""
-    return CaptureView.from_domain(
-        await rooms.terminals.capture(caller.owner, TerminalId(terminal_id), start=start, end=end, ansi=ansi)
+    body = await rooms.terminal_captures.capture(
+        caller.owner, TerminalId(terminal_id), start=start, end=end, ansi=ansi, write=capture_json
     )
+    return Response(body, media_type="application/json")
 
 
 @router.get(
     "/terminals/{terminal_id}/search",
-    responses=problems(TerminalNotFound, BackendIsDown, BackendFailed, RateLimited),
+    responses=_READ,
 )
 async def search_terminal(
     terminal_id: TerminalPath, caller: TerminalUser, rooms: RoomsDep, query: SearchDep

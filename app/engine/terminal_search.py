@@ -1,7 +1,5 @@
 """Search in terminals: in the ring that this process has of one, or in a capture that reaches further."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -10,13 +8,14 @@ import anyio.to_thread
 import structlog
 
 from app.backends.terminals import Captured, TerminalServer
-from app.domain.errors import BackendFailed, BackendIsDown, DomainError, RateLimited, TerminalNotFound
+from app.domain.errors import BackendFailed, BackendIsDown, DomainError, TerminalNotFound
 from app.domain.ids import Owner, SessionId, TerminalId
 from app.domain.plain import plain_blocks
 from app.domain.reach import lines_reached
 from app.domain.ring import Ring
 from app.domain.search import Found, Match, Query, search
 from app.domain.terminals import Terminal
+from app.engine.terminal_places import Places
 from app.engine.terminals import Terminals, told
 from app.store import sessions, terminals
 from app.store.database import Database
@@ -29,12 +28,6 @@ MAX_TERMINALS = 50
 """Terminals that one search looks through, the newest first."""
 ALL_S = 10.0
 """Seconds after which a search over several asks no more of them."""
-SEARCHES = 2
-"""Searches that run at once in this process; the others wait for their turn."""
-MOST_SEARCHES = 20
-"""Searches that are asked for at once in this process; more are refused."""
-AGAIN_S = 1
-"""Seconds after which one that was refused may be asked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +54,10 @@ class Answers:
 class TerminalSearch:
     """The use-case, within the caller's owner."""
 
-    def __init__(self, database: Database, rooms: Terminals) -> None:
+    def __init__(self, database: Database, rooms: Terminals, places: Places) -> None:
         self._database = database
         self._terminals = rooms
-        self.turns = anyio.CapacityLimiter(SEARCHES)
-        """Whose turn it is: only then a ring is copied."""
-        self._threads = anyio.CapacityLimiter(SEARCHES)
-        self._asked = 0
+        self.places = places
 
     async def search(self, owner: Owner, terminal_id: TerminalId, query: Query) -> Answer:
         """What one terminal has.
@@ -76,10 +66,10 @@ class TerminalSearch:
             TerminalNotFound: it is missing, somebody else's, or ended and nothing is kept of it here.
             BackendIsDown: it cannot be reached from here.
             ValidationFailed: the pattern is none.
-            RateLimited: too many searches wait for their turn.
+            RateLimited: too many wait for their turn.
         """
         query.compiled()
-        with self._place():
+        with self.places.taken(owner):
             return await self._search(await self._terminals.get(owner, terminal_id), query)
 
     async def search_all(
@@ -91,19 +81,8 @@ class TerminalSearch:
             SessionNotFound, ValidationFailed, RateLimited: as for one.
         """
         query.compiled()
-        with self._place():
+        with self.places.taken(owner):
             return await self._search_all(owner, query, session_id, project_id)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """A place among the searches, held until the answer is there: what it has read takes memory."""
-        if self._asked >= MOST_SEARCHES:
-            raise RateLimited(retry_after_s=AGAIN_S)
-        self._asked += 1
-        try:
-            yield
-        finally:
-            self._asked -= 1
 
     async def _search_all(
         self, owner: Owner, query: Query, session_id: SessionId | None, project_id: str | None
@@ -151,20 +130,23 @@ class TerminalSearch:
         server = self._terminals.servers.at(terminal)
         if watch is None:
             watches.start(terminal, server)  # if there is room, a later search has a ring
-            return await self._in_capture(terminal, await self._captured(server, terminal), query)
+            async with self.places.captures:
+                return await self._in_capture(terminal, await self._captured(server, terminal), query)
         with watch.held():
             ring, known = watch.ring, watch.ring.end
             if ring.is_whole and watch.in_sight and not ring.is_full_screen:
                 return await self._in_ring(terminal, ring, query)
-            try:
-                captured = await self._captured(server, terminal)
-            except (BackendIsDown, BackendFailed, TerminalNotFound) as error:
-                answer = await self._in_ring(terminal, ring, query)
-                return replace(answer, truncated=True, is_cut_off=not isinstance(error, TerminalNotFound))
-            goes_on = watch.ring is ring and watch.in_sight and not ring.is_full_screen
-            if goes_on and await self._reaches(ring, known, captured.total_lines):
-                return await self._in_ring(terminal, ring, query)
-            return await self._in_capture(terminal, captured, query)
+            async with self.places.captures:
+                try:
+                    captured = await self._captured(server, terminal)
+                except (BackendIsDown, BackendFailed, TerminalNotFound) as error:
+                    answer = await self._in_ring(terminal, ring, query)
+                    cut_off = not isinstance(error, TerminalNotFound)
+                    return replace(answer, truncated=True, is_cut_off=cut_off)
+                goes_on = watch.ring is ring and watch.in_sight and not ring.is_full_screen
+                if not goes_on or not await self._reaches(ring, known, captured.total_lines):
+                    return await self._in_capture(terminal, captured, query)
+            return await self._in_ring(terminal, ring, query)
 
     async def _captured(self, server: TerminalServer, terminal: Terminal) -> Captured:
         """All lines as they stand there."""
@@ -175,17 +157,17 @@ class TerminalSearch:
         """Whether the ring surely has so many of the newest lines; those past `known` do not count."""
         if not lines or known <= ring.base:
             return False
-        async with self.turns:
+        async with self.places.turns:
             raw, after = ring.content(), max(0, known - ring.base)
 
             def work() -> bool:
                 later = raw[after:]
                 return lines_reached(raw, lines + later.count(b"\n")) - later.count(b"\n") >= lines
 
-            return await anyio.to_thread.run_sync(work, limiter=self._threads)
+            return await anyio.to_thread.run_sync(work, limiter=self.places.threads)
 
     async def _in_ring(self, terminal: Terminal, ring: Ring, query: Query) -> Answer:
-        async with self.turns:
+        async with self.places.turns:
             raw, full_screen, first = ring.content(), ring.full_screen_at_base, ring.first_line
             is_cut = ring.base > 0
 
@@ -194,16 +176,20 @@ class TerminalSearch:
                 text = plain_blocks(raw[start:] if start else raw, full_screen=full_screen)
                 return search(text, query, first_line=first + (start > 0))
 
-            return _answer(terminal, "ring", await anyio.to_thread.run_sync(work, limiter=self._threads))
+            return _answer(
+                terminal, "ring", await anyio.to_thread.run_sync(work, limiter=self.places.threads)
+            )
 
     async def _in_capture(self, terminal: Terminal, captured: Captured, query: Query) -> Answer:
-        async with self.turns:
+        async with self.places.turns:
 
             def work() -> Found:
                 text = "\n".join(captured.lines).encode(errors="replace")
                 return search([text] if captured.lines else [], query)
 
-            return _answer(terminal, "capture", await anyio.to_thread.run_sync(work, limiter=self._threads))
+            return _answer(
+                terminal, "capture", await anyio.to_thread.run_sync(work, limiter=self.places.threads)
+            )
 
 
 def _answer(terminal: Terminal, source: Source, found: Found) -> Answer:

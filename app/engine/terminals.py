@@ -14,7 +14,7 @@ from app.backends.base import (
     OutcomeUnknown,
 )
 from app.backends.registry import Registry
-from app.backends.terminals import Captured, OffersTerminals, TerminalGone, TerminalServer
+from app.backends.terminals import OffersTerminals, TerminalGone, TerminalServer
 from app.domain.errors import (
     BackendFailed,
     BackendIsDown,
@@ -269,14 +269,6 @@ class Terminals:
         async with self._database.begin() as db:
             await terminals.resize(db, terminal_id, rows, cols)
             return await terminals.get(db, owner, terminal_id)
-
-    async def capture(
-        self, owner: Owner, terminal_id: TerminalId, *, start: int | None, end: int | None, ansi: bool
-    ) -> Captured:
-        """Lines of its scrollback and screen."""
-        terminal, server = await self.usable(owner, terminal_id)
-        with told():
-            return await server.capture(terminal.handle, start=start, end=end, ansi=ansi)
 
     async def usable(self, owner: Owner, terminal_id: TerminalId) -> tuple[Terminal, TerminalServer]:
         """An open terminal and who runs it.

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from app.domain.ids import Owner, TerminalId
-from app.engine.terminal_search import MOST_SEARCHES
+from app.engine.terminal_places import MOST_OF_ONE
 from app.engine.terminal_streams import Bytes
 from app.settings import Limits
 from tests.engine.terminal_house import captured, open_terminal, output, streamed, type_into
@@ -30,7 +30,7 @@ async def test_searches_wait_without_a_copy_and_not_without_bound(database_url: 
         terminal = (await open_terminal(house, "s", "sh", "-c", script))["terminal_id"]
         await streamed(house, terminal, b"ende")
         path = f"/v1/terminals/{terminal}/search"
-        turns = house.service.rooms.terminal_search.turns
+        turns = house.service.rooms.terminal_search.places.turns
         holders = [object() for _ in range(int(turns.total_tokens))]
         for holder in holders:
             turns.acquire_on_behalf_of_nowait(holder)
@@ -42,12 +42,12 @@ async def test_searches_wait_without_a_copy_and_not_without_bound(database_url: 
         tracemalloc.start()
         try:
             async with anyio.create_task_group() as tasks:
-                for _ in range(MOST_SEARCHES):
+                for _ in range(MOST_OF_ONE):
                     tasks.start_soon(search)
                 with anyio.fail_after(PATIENCE):
-                    while turns.statistics().tasks_waiting < MOST_SEARCHES:  # noqa: ASYNC110 - nobody tells
+                    while turns.statistics().tasks_waiting < MOST_OF_ONE:  # noqa: ASYNC110 - nobody tells
                         await anyio.sleep(0.01)
-                for one_more in (path, "/v1/terminals/search"):
+                for one_more in (path, "/v1/terminals/search", f"/v1/terminals/{terminal}/capture"):
                     refused = await house.client.get(one_more, params={"q": "ende"})
                     assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
                     assert int(refused.headers["retry-after"]) >= 1
@@ -57,7 +57,7 @@ async def test_searches_wait_without_a_copy_and_not_without_bound(database_url: 
                     turns.release_on_behalf_of(holder)
         finally:
             tracemalloc.stop()
-        assert [answer.status_code for answer in answers] == [200] * MOST_SEARCHES
+        assert [answer.status_code for answer in answers] == [200] * MOST_OF_ONE
         assert {(a.json()["source"], len(a.json()["matches"])) for a in answers} == {("ring", 1)}
 
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
+import msgspec
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from app.api.schemas.bodies import ListView, RequestBody, Timestamp, View
@@ -127,10 +128,14 @@ class CaptureView(View):
     lines: list[str]
     total_lines: int
 
-    @classmethod
-    def from_domain(cls, captured: Captured) -> Self:
-        """Lines as they stand there."""
-        return cls(lines=captured.lines, total_lines=captured.total_lines)
+
+def capture_json(captured: Captured) -> bytes:
+    """A `CaptureView`; may be called in any thread."""
+    try:
+        return msgspec.json.encode({"lines": captured.lines, "total_lines": captured.total_lines})
+    except UnicodeEncodeError:  # half a surrogate pair
+        lines = [line.encode(errors="replace").decode() for line in captured.lines]
+        return msgspec.json.encode({"lines": lines, "total_lines": captured.total_lines})
 
 
 class MatchView(View):
