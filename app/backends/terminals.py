@@ -104,8 +104,14 @@ class OffersTerminals(Protocol):
     terminals: TerminalServer
 
 
+def span(total: int, start: int | None, end: int | None) -> tuple[int, int]:
+    """The first of `total` lines from `start` to `end`, and the one after the last, as `sliced` has them."""
+    first = 0 if start is None else start if start >= 0 else max(0, total + start)
+    last = total - 1 if end is None else end if end >= 0 else total + end
+    return first, max(first, min(last + 1, total))
+
+
 def sliced(lines: Sequence[str], start: int | None, end: int | None) -> list[str]:
     """The lines from `start` to `end`, which is included; both from the end if they are negative."""
-    first = 0 if start is None else start if start >= 0 else max(0, len(lines) + start)
-    last = len(lines) - 1 if end is None else end if end >= 0 else len(lines) + end
-    return list(lines[first : max(0, last + 1)])
+    first, after = span(len(lines), start, end)
+    return list(lines[first:after])

@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 import anyio
 
 from app.backends.base import BackendRejected, BackendUnavailable
-from app.backends.terminals import Captured, Running, sliced
+from app.backends.terminals import Captured, Running, sliced, span
 from app.backends.tmux_following import Following, following
 from app.backends.tmux_place import TmuxPlace
-from app.backends.tmux_server import COMMAND_S, TmuxServer
+from app.backends.tmux_server import COMMAND_S, TmuxServer, target
 from app.domain.terminals import TerminalKind, TerminalSpec
 
 _EXEC = (
@@ -92,13 +92,32 @@ class TmuxTerminals:
         await self._server.must("resize-window", handle, "-x", str(cols), "-y", str(rows))
 
     async def capture(self, handle: str, *, start: int | None, end: int | None, ansi: bool) -> Captured:
-        """Lines of the scrollback and the screen, without the empty ones below the last."""
-        colours = ("-e",) if ansi else ()
-        done = await self._server.must("capture-pane", handle, "-p", *colours, "-S", "-")
-        lines = list(done.stdout)
-        while lines and not lines[-1].strip():
-            lines.pop()
+        """Lines of the scrollback and the screen, without the empty ones below the last.
+
+        Tmux is asked for those that are wanted and for the screen, which tells where the last one is.
+        """
+        looks = ("-e",) if ansi else ()
+        if start not in (None, 0) or end is not None:
+            past, screen = await self._rows(handle, looks, "0", "-")
+            _drop_empty(screen)
+            total = past + len(screen)
+            first, after = span(total, start, end)
+            if first >= min(past, after) and screen:
+                return Captured(screen[max(0, first - past) : max(0, after - past)], total)
+            if first < after and screen:
+                now, rows = await self._rows(handle, looks, str(first - past), str(after - 1 - past))
+                if now == past:  # else they have moved meanwhile
+                    return Captured(rows + [""] * (after - first - len(rows)), total)
+        _, lines = await self._rows(handle, looks, "-", "-")
+        _drop_empty(lines)
         return Captured(sliced(lines, start, end), len(lines))
+
+    async def _rows(self, handle: str, looks: Sequence[str], first: str, last: str) -> tuple[int, list[str]]:
+        """How many rows the scrollback has, and rows as tmux counts them: the screen's first one is 0."""
+        capture = ("capture-pane", "-t", target(handle), "-p", *looks, "-S", first, "-E", last)
+        done = await self._server.must("display-message", handle, "-p", "#{history_size}", ";", *capture)
+        past, *rows = done.stdout
+        return int(past), rows
 
     async def text(self, handle: str) -> Captured:
         """Lines of the scrollback and the screen, whole where tmux has wrapped them."""
@@ -115,6 +134,12 @@ class TmuxTerminals:
     async def kill(self, handle: str) -> None:
         """End it with everything that runs in it, but for what has left its session (`setsid`)."""
         await self._server.kill(handle)
+
+
+def _drop_empty(rows: list[str]) -> None:
+    """Drop the empty ones at the end."""
+    while rows and not rows[-1].strip():
+        rows.pop()
 
 
 def _argument(text: str) -> str:

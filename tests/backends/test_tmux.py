@@ -1,5 +1,6 @@
 """Terminals of tmux by themselves: how they are typed into, and what is left of them."""
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from app.backends.terminal_processes import leads
-from app.backends.terminals import TerminalGone
+from app.backends.terminals import Captured, TerminalGone, sliced
 from app.backends.tmux_server import unchanged
 from app.domain.terminals import TerminalSpec
 from tests.backends.tmux_house import Recorded, run_in, shown, tmux_terminals
@@ -167,3 +168,35 @@ def test_number_of_another_place_s_process_leads_nothing_here() -> None:
         finally:
             leader.kill()
     assert not leads(leader.pid, os.getpid())
+
+
+@pytest.mark.parametrize(
+    "output", ["seq 100; echo ende", "seq 100; clear; printf '\\n\\n\\nende\\n\\n'", "echo ende"]
+)
+@pytest.mark.parametrize("ansi", [False, True])
+async def test_part_of_a_capture_is_what_the_whole_has_there(folder: Path, output: str, ansi: bool) -> None:
+    with tmux_terminals(folder) as terminals:
+        handle = await run_in(terminals, "t", f"{output}; cat")
+        await shown(terminals, handle, "ende")
+        whole = await terminals.capture(handle, start=None, end=None, ansi=ansi)
+        numbers = (None, 0, 1, 2, 70, 80, 99, 1000, -1, -2, -30, -1000)
+        for start, end in itertools.product(numbers, repeat=2):
+            part = await terminals.capture(handle, start=start, end=end, ansi=ansi)
+            expected = Captured(sliced(whole.lines, start, end), whole.total_lines)
+            assert part == expected, (start, end)
+
+
+async def test_tmux_is_asked_for_no_more_lines_than_are_wanted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scrollback may have megabytes of them."""
+    recorded = Recorded(folder, monkeypatch)
+    with tmux_terminals(folder) as terminals:
+        handle = await run_in(terminals, "t", "seq 100; echo ende; cat")
+        await shown(terminals, handle, "ende")
+        before = len(recorded.lines())
+        assert (await terminals.capture(handle, start=-1, end=None, ansi=False)).lines == ["ende"]
+        assert (await terminals.capture(handle, start=9, end=10, ansi=False)).lines == ["10", "11"]
+        asked = [line for line in recorded.lines()[before:] if "capture-pane" in line]
+        assert len(asked) == 3
+        assert not any("\0-S\0-\0" in line for line in asked)
