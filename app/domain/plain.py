@@ -20,6 +20,7 @@ MAX_LINE = 1024 * 1024
 BLANKS = 4 * BLOCK
 """Blanks that come of nothing but movements, in one block: some bytes can ask for a whole row of them."""
 
+_RETURNS = re.compile(rb"\r{2,}")  # with the line feed after them it would cost their square where none comes
 _UNDERSTOOD = re.compile(rb"\x1b\[(\d{0,9}[%b])" % FINALS)
 _MOVES = re.compile(rb"\x1b\[(?:\d{0,9}[@CDGPX`]|[12][JK])")
 _ERASED_END = re.compile(rb"\x010?[JK]")
@@ -75,8 +76,9 @@ def _without_full_screens(block: bytes, full_screen: bool) -> tuple[bytes, bool]
 
 def _plain(block: bytes) -> bytes:
     block = block.translate(None, MARK)
-    if b"\r\n" in block:
-        block = re.sub(rb"\r+\n", b"\n", block)
+    if b"\r\r" in block:
+        block = _RETURNS.sub(b"\r", block)
+    block = block.replace(b"\r\n", b"\n")
     moves = b"\r" in block or b"\b" in block
     if b"\x1b" in block:
         moves = moves or _MOVES.search(block) is not None

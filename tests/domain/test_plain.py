@@ -159,3 +159,56 @@ def test_editing_a_long_line_takes_time_in_proportion(step: bytes, text: bytes) 
 
     small, large = min(seconds(10_000) for _ in range(3)), seconds(500_000)
     assert large < 500 * small + 0.5
+
+
+ENDLESS = {
+    "carriage returns": b"\r",
+    "returns and a step back": b"\r\b",
+    "backspaces": b"\b",
+    "tabs": b"\t",
+    "tabs written over": b"\t\t\r",
+    "escapes": b"\x1b",
+    "escapes with blanks": b"\x1b  ",
+    "OSC without an end": b"\x1b]",
+    "OSC's text": b"\x1b]0;",
+    "DCS without an end": b"\x1bP",
+    "CSI without a final": b"\x1b[",
+    "CSI's parameters": b"0;",
+    "CSI's intermediates": b"\x1b[  ",
+    "private modes": b"\x1b[?25",
+    "modes without a final": b"\x1b[?1049;",
+    "toggles": b"\x1b[?1049h\x1b[?1049l",
+    "half characters": b"\xe6\x97",
+    "first bytes": b"\xf0",
+    "marks": "\u0301".encode(),
+    "joiners": "\u200d👧".encode(),
+    "controls of the second kind": b"\xc2\x85",
+    "bars": "\r█▏ 1%".encode(),
+    "wide bars": "\r日本 1%".encode(),
+    "wide and back": "日\b".encode(),
+    "deletions": b"\x1b[P",
+    "insertions": b"x\x1b[@\r",
+    "erasures": b"\x1b[K\r",
+    "marks of our own": b"\x01",
+    "line ends": b"\n",
+    "returned lines": b"\r\r\n",
+}
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"\x1b[", b"\x1b]", b"x" * 1000 + b"\r", "日".encode() * 500 + b"\r"]
+)
+@pytest.mark.parametrize("piece", ENDLESS.values(), ids=ENDLESS.keys())
+def test_twice_the_bytes_take_some_twice_the_time(piece: bytes, before: bytes) -> None:
+    """Whatever comes: a search holds a thread, and one regular expression the whole interpreter."""
+
+    def seconds(size: int) -> float:
+        line = before + piece * (size // len(piece)) + b"x\r\n"
+        best = 9.0
+        for _ in range(3):
+            began = time.thread_time()
+            list(plain_blocks(line))
+            best = min(best, time.thread_time() - began)
+        return best
+
+    assert seconds(64_000) < 12 * seconds(16_000) + 0.02
