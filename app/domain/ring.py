@@ -3,9 +3,12 @@
 import re
 import secrets
 
-SCREEN = re.compile(rb"\x1b\[\?(?:1049|1047|47)([hl])")
-"""A program takes the whole screen (`h`) or gives it back (`l`): DEC's private modes, as xterm has them."""
-_LONGEST = 8
+SCREEN = re.compile(rb"\x1b\[\?(?:[\d;]{0,24};)?0{0,3}(?:1049|1047|47)(?:;[\d;]{0,24})?([hl])")
+"""A program takes the whole screen (`h`) or gives it back (`l`): DEC's private modes, as xterm has them.
+
+One sequence may name other modes as well.
+"""
+_LONGEST = 64
 """Bytes of the longest such sequence."""
 
 

@@ -74,6 +74,7 @@ def test_what_is_painted_over_the_whole_screen_is_left_out() -> None:
     raw = "before\r\n\x1b[?1049hpaint\x1b[5;5Hed\r\n\x1b[?1049lafter\x1b[?47hx\x1b[?47l!"
     assert plain(raw) == "before\nafter!"
     assert plain("ing\x1b[?1049lafter", full_screen=True) == "after"
+    assert plain("a\x1b[?25;1049hpaint\x1b[?1049;12lb\x1b[?12;25hc") == "abc"
     assert plain("paint\nmore\n", full_screen=True) == ""
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from app.domain.ring import Ring
 
 
-@given(st.lists(st.binary(max_size=40), max_size=30), st.integers(min_value=16, max_value=100))
+@given(st.lists(st.binary(max_size=40), max_size=30), st.integers(min_value=128, max_value=300))
 def test_it_is_the_end_of_everything_that_was_put_in(pieces: list[bytes], limit: int) -> None:
     ring = Ring(limit, complete=True)
     for piece in pieces:
@@ -27,30 +27,38 @@ SWITCHES = [
     b"\x1b[?47h",
     b"\x1b[?1047l",
     b"\x1b[?25h",
+    b"\x1b[?1049;25h",
+    b"\x1b[?25;47;12l",
+    b"\x1b[?2;4;7h",
     b"a\n",
     b"\x1b",
     b"[?",
 ]
 
 
-def full_screen(text: bytes) -> bool:
-    """By the last complete switch, looked for in a plain way."""
-    on = [text.rfind(b"\x1b[?%ih" % mode) for mode in (1049, 1047, 47)]
-    off = [text.rfind(b"\x1b[?%il" % mode) for mode in (1049, 1047, 47)]
-    return max(on) > max(off)
+def switches(text: bytes) -> list[tuple[int, bool]]:
+    """Where each complete switch begins, looked for in a plain way, and whether it takes the screen."""
+    found = []
+    for start in range(len(text)):
+        if text[start:].startswith(b"\x1b[?"):
+            modes = text[start + 3 :].lstrip(b"0123456789;")
+            named = text[start + 3 : len(text) - len(modes)].split(b";")
+            if {b"1049", b"1047", b"47"} & set(named) and modes[:1] in (b"h", b"l"):
+                found.append((start, modes[:1] == b"h"))
+    return found
 
 
-@given(st.lists(st.sampled_from(SWITCHES), max_size=40), st.integers(min_value=16, max_value=60))
+@given(st.lists(st.sampled_from(SWITCHES), max_size=80), st.integers(min_value=128, max_value=200))
 def test_it_knows_who_has_the_screen_wherever_it_is_cut(pieces: list[bytes], limit: int) -> None:
     """A switch may be split over two appends, and over the place where the oldest bytes are dropped."""
     ring = Ring(limit, complete=True)
     for byte in b"".join(pieces):
         ring.append(bytes([byte]))
     everything = b"".join(pieces)
-    assert ring.is_full_screen is full_screen(everything)
-    begun = [i for i in range(ring.base) if everything[i : i + 1] == b"\x1b"]
-    before = everything[: max(ring.base, begun[-1] + 8 if begun and begun[-1] + 8 > ring.base else 0)]
-    assert ring.full_screen_at_base is full_screen(before)
+    found = switches(everything)
+    assert ring.is_full_screen is (bool(found) and found[-1][1])
+    before = [takes for start, takes in found if start < ring.base]
+    assert ring.full_screen_at_base is (bool(before) and before[-1])
     whole = Ring(limit, complete=True)
     whole.append(everything)
     assert (whole.is_full_screen, whole.full_screen_at_base) == (
@@ -60,4 +68,4 @@ def test_it_knows_who_has_the_screen_wherever_it_is_cut(pieces: list[bytes], lim
 
 
 def test_rings_are_told_apart() -> None:
-    assert Ring(16, complete=True).id != Ring(16, complete=True).id
+    assert Ring(128, complete=True).id != Ring(128, complete=True).id
