@@ -8,7 +8,7 @@ paints over the whole screen is left out.
 import re
 from collections.abc import Iterator
 
-from wcwidth import wcswidth
+from wcwidth import wcswidth, wcwidth
 
 from app.domain.ring import SCREEN
 from app.domain.rows import FINALS, MARK, TAB, Blanks, written
@@ -32,6 +32,7 @@ _ESCAPES = re.compile(
     rb"|[ -/]*[0-~]"
     rb")?"
 )
+_C1 = re.compile(rb"\xc2[\x80-\x9f]")
 _CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\n\r\b" + MARK)
 
 
@@ -94,7 +95,7 @@ def _plain(block: bytes) -> bytes:
         block.decode()
     except UnicodeDecodeError:
         block = block.decode(errors="replace").encode()
-    return block
+    return _C1.sub(b"", block) if b"\xc2" in block else block
 
 
 def _written(line: bytes, blanks: Blanks) -> bytes:
@@ -107,13 +108,18 @@ def _written(line: bytes, blanks: Blanks) -> bytes:
     return written(line, blanks)
 
 
-def columns(text: str) -> int:
-    """How many columns `text` takes at a line's beginning."""
-    if "\t" not in text:
-        return len(text) if text.isascii() else max(0, wcswidth(text))
-    at = 0
+def columns(text: str, at: int = 0) -> int:
+    """The column after `text` that begins in column `at`."""
     for index, part in enumerate(text.split("\t")):
         if index:
             at += TAB - at % TAB
-        at += len(part) if part.isascii() else max(0, wcswidth(part))
+        at += len(part) if part.isascii() else _width(part)
     return at
+
+
+def _width(text: str) -> int:
+    if (width := wcswidth(text)) >= 0:
+        return width
+    return sum(
+        max(0, wcwidth(character)) for character in text
+    )  # a control has no width, its neighbours have

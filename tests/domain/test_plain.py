@@ -60,6 +60,8 @@ def plain(raw: str | bytes, *, full_screen: bool = False) -> str:
         ("a\tb\rX", "X\tb"),
         ("\xa0\u200b", "\xa0\u200b"),
         ("\x01a\rb\x02", "b"),
+        ("a\x80b\x9fcé\x85\xa0", "abcé\xa0"),
+        ("ab\x85c\rx", "xbc"),
     ],
 )
 def test_what_stands_there_in_the_end(raw: str, text: str) -> None:
@@ -95,9 +97,9 @@ def test_text_stays_text(text: str) -> None:
     assert plain(text) == text
 
 
-@given(st.text(alphabet="ab日é\u0301\r\b\t\n\x1b[]CDGJKPX@`0;?29hl\x07\x01\x02", max_size=100))
+@given(st.text(alphabet="ab日é\u0301\x85\x9b\r\b\t\n\x1b[]CDGJKPX@`0;?29hl\x07\x01\x02", max_size=100))
 def test_whatever_comes_ends_in_lines_without_controls(raw: str) -> None:
-    assert not set(plain(raw)) & set(map(chr, {*range(0x20), 0x7F} - {0x09, 0x0A}))
+    assert not set(plain(raw)) & set(map(chr, {*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_whatever_comes_ends_in_lines_without_controls(raw: str) -> None:
         ("abc\tx", 9),
         ("12345678\t", 16),
         ("日\té", 9),
+        ("日\x85é", 3),
     ],
 )
 def test_columns_are_cells_of_the_terminal(text: str, width: int) -> None:
