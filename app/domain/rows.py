@@ -5,7 +5,7 @@ the rest of a row therefore reaches no further than the widest row: each movemen
 """
 
 import re
-from typing import Any
+from typing import Any, AnyStr
 
 from wcwidth import wcwidth
 
@@ -24,6 +24,24 @@ _ERASE_END = MARK + b"K"
 _STEPS = re.compile(rb"\r+|\x08+|\x01\d*[%b]|[^\r\x08\x01]+" % FINALS)
 _TEXT_STEPS = re.compile(_STEPS.pattern.decode())
 
+_NARROW_SET = (
+    "\x00-\x7e\xa1-\xac\xae-\u02ff\u038e-\u03a1\u03a3-\u0482\u048a-\u052f\u2010-\u2027\u2030-\u205e"
+    "\u2190-\u2319\u2400-\u2426\u2500-\u25fc\u2700-\u2704\u2800-\u28ff"
+)
+_WIDE_SET = "\u3041-\u3096\u30a1-\u30fe\u3001-\u3020\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff60"
+_NARROW = re.compile(f"[{_NARROW_SET}]*")
+_KNOWN = re.compile(f"[{_NARROW_SET}{_WIDE_SET}]*")
+
+
+def is_narrow(text: str) -> bool:
+    """Whether every character surely takes one column: letters of Europe, arrows, bars, spinners."""
+    return _NARROW.fullmatch(text) is not None
+
+
+def is_known(text: str) -> bool:
+    """Whether every character surely takes one column or two, and none joins another."""
+    return _KNOWN.fullmatch(text) is not None
+
 
 class Blanks:
     """How many blanks may still come of nothing but movements, in some lines together."""
@@ -40,21 +58,55 @@ class Blanks:
 
 def written(line: bytes, blanks: Blanks) -> bytes:
     """What stands in a line in the end."""
+    is_rewritten = MARK not in line and b"\b" not in line
     if line.isascii() and b"\t" not in line:
-        return _written_bytes(line, blanks)
+        return _rewritten(line.split(b"\r")) if is_rewritten else _written_bytes(line, blanks)
+    text = line.decode(errors="replace")
+    if "\t" not in text and is_narrow(text):
+        if is_rewritten:
+            return _rewritten(text.split("\r")).encode()
+        strange = [character for character in set(text) if character > "\x7f"]
+        if len(strange) <= 0x80:  # each stands for itself as one byte meanwhile
+            there = {ord(character): 0x80 + index for index, character in enumerate(strange)}
+            back = {0x80 + index: character for index, character in enumerate(strange)}
+            in_bytes = _written_bytes(text.translate(there).encode("latin-1"), blanks)
+            return in_bytes.decode("latin-1").translate(back).encode()
+    elif is_rewritten and "\t" not in text and is_known(text):
+        return _rewritten_wide(text)
     wide = _WideRow([], [" "], blanks)
-    for text in _TEXT_STEPS.findall(line.decode(errors="replace")):
-        match text[0]:
+    for step in _TEXT_STEPS.findall(text):
+        match step[0]:
             case "\r":
                 wide.at = 0
             case "\b":
-                wide.at = max(0, wide.at - len(text))
+                wide.at = max(0, wide.at - len(step))
             case "\x01":
-                wide.edit(text[-1], text[1:-1])
+                wide.edit(step[-1], step[1:-1])
             case _:
-                for character in text:
+                for character in step:
                     wide.put(character)
     return "".join(wide.cells).encode()
+
+
+def _rewritten(writings: list[AnyStr]) -> AnyStr:
+    """Of each writing what is longer than all that followed."""
+    seen = writings.pop()
+    while writings:
+        if len(before := writings.pop()) > len(seen):
+            seen += before[len(seen) :]
+    return seen
+
+
+def _rewritten_wide(text: str) -> bytes:
+    """The same, where a cell is a character, and NUL stands for the second cell of a wide one."""
+    wide = {ord(character): character + "\0" for character in set(text) if not is_narrow(character)}
+    writings = text.translate(wide).split("\r")
+    seen = writings.pop()
+    while writings:
+        if len(before := writings.pop()) > len(seen):
+            rest = before[len(seen) :]
+            seen += " " + rest[1:] if rest[0] == "\0" else rest
+    return seen.replace("\0", "").encode()
 
 
 def _written_bytes(line: bytes, blanks: Blanks) -> bytes:
