@@ -274,7 +274,7 @@ async def _furnished(
             collisions=collisions_,
             terminals=terminals_,
             terminal_captures=TerminalCaptures(terminals_, places),
-            terminal_search=TerminalSearch(database, terminals_, places),
+            terminal_search=TerminalSearch(database, lifecycle, terminals_, places),
             terminal_streams=TerminalStreams(
                 terminals_,
                 feed,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from app.domain.plain import plain_blocks
+from app.domain.plain import newest_first
 from app.domain.ring import Ring
 from app.domain.search import Query, search
 
@@ -33,6 +33,16 @@ def _filled(size: int, piece: Callable[[int], bytes]) -> Ring:
 WORKLOADS: dict[str, Callable[[int], bytes]] = {
     "a build in colour": lambda n: _COLOURS % n,
     "progress bars": lambda n: _PROGRESS % (n % 100, n) + (b"\r\n" if n % 50 == 49 else b""),
+    "progress bars of blocks": lambda n: (
+        f"\r{n % 100:3}%|{'█' * (n % 10)}▏{' ' * (9 - n % 10)}| {n:06}/999999 [00:01<00:09]".encode()
+        + (b"\r\n" if n % 50 == 49 else b"")
+    ),
+    "a spinner": lambda n: (
+        f"\x1b[1G\x1b[0K{'⠋⠙⠹⠸'[n % 4]} installing {n:06}…".encode() + (b"\r\n" if n % 2 else b"")
+    ),
+    "progress bars, wide": lambda n: (
+        f"\r{n % 100:3}% 日本語 {n:06}".encode() + (b"\r\n" if n % 50 == 49 else b"")
+    ),
     "wide characters": lambda n: f"日本語 {n:06} \x1b[1mfett\x1b[0m und größer\r\n".encode(),
     "one line without end": lambda n: b"%06d without an end " % n,
     "a program on the whole screen": lambda n: (
@@ -91,8 +101,13 @@ def main() -> None:
         for asked, query in QUERIES.items():
 
             def run(ring: Ring = ring, query: Query = query) -> None:
-                blocks = plain_blocks(ring.content(), full_screen=ring.full_screen_at_base)
-                found = search(blocks, query, first_line=ring.first_line)
+                blocks = newest_first(
+                    ring.content(),
+                    full_screen=ring.full_screen_at_base,
+                    first_line=ring.first_line,
+                    is_cut=ring.base > 0,
+                )
+                found = search(blocks, query)
                 assert not found.matches and not found.truncated
 
             took = _best(given.rounds, run)

@@ -111,7 +111,7 @@ async def create_terminal(
     return TerminalView.from_domain(made)
 
 
-@router.get("/terminals/search", responses=problems(SessionNotFound, RateLimited))
+@router.get("/terminals/search", responses=problems(SessionNotFound, RateLimited, Draining))
 async def search_terminals(
     caller: TerminalUser,
     rooms: RoomsDep,
@@ -194,7 +194,7 @@ async def capture_terminal(
 
 @router.get(
     "/terminals/{terminal_id}/search",
-    responses=_READ,
+    responses=_READ | problems(Draining),
 )
 async def search_terminal(
     terminal_id: TerminalPath, caller: TerminalUser, rooms: RoomsDep, query: SearchDep

@@ -8,8 +8,27 @@ SCREEN = re.compile(rb"\x1b\[\?(?:[\d;]{0,24};)?0{0,3}(?:1049|1047|47)(?:;[\d;]{
 
 One sequence may name other modes as well.
 """
-_LONGEST = 64
+LONGEST_SWITCH = 64
 """Bytes of the longest such sequence."""
+
+
+def lines_ended(raw: bytes, start: int, end: int, full_screen: bool) -> tuple[int, bool]:
+    """How many lines end there while no program has the whole screen, and whether one has it at `end`.
+
+    A switch counts where it begins; `full_screen`: one has it at `start`.
+    """
+    if not full_screen and raw.find(b"\x1b[?", start, end) < 0:
+        return raw.count(b"\n", start, end), False
+    ended = 0
+    for switch in SCREEN.finditer(raw, start, end + LONGEST_SWITCH):
+        if switch.start() >= end:
+            break
+        if not full_screen:
+            ended += raw.count(b"\n", start, switch.start())
+        full_screen, start = switch[1] == b"h", switch.end()
+    if not full_screen and start < end:
+        ended += raw.count(b"\n", start, end)
+    return ended, full_screen
 
 
 class Ring:
@@ -17,12 +36,12 @@ class Ring:
 
     def __init__(self, limit: int, *, complete: bool) -> None:
         """`complete`: it begins with the terminal's first output. `limit` holds at least a few sequences."""
-        assert limit >= 2 * _LONGEST
+        assert limit >= 2 * LONGEST_SWITCH
         self.id = secrets.token_hex(6)
         self.base = 0
         """Offset of the oldest byte that is kept."""
         self.first_line = 0
-        """Lines that ended before `base`."""
+        """Lines that ended before `base`, those of full screens not counted."""
         self.full_screen_at_base = False
         """Whether a program had the whole screen at `base`."""
         self.is_full_screen = False
@@ -47,7 +66,7 @@ class Ring:
 
     def append(self, data: bytes) -> None:
         """Add output."""
-        seam = bytes(self._data[-_LONGEST:]) + data
+        seam = bytes(self._data[-LONGEST_SWITCH:]) + data
         if toggles := SCREEN.findall(seam):
             self.is_full_screen = toggles[-1] == b"h"
         self._data += data
@@ -55,11 +74,9 @@ class Ring:
             self._drop(over)
 
     def _drop(self, count: int) -> None:
-        dropped = bytes(self._data[: count + _LONGEST])
-        for toggle in SCREEN.finditer(dropped):
-            if toggle.start() < count:
-                self.full_screen_at_base = toggle[1] == b"h"
-        self.first_line += dropped.count(b"\n", 0, count)
+        dropped = bytes(self._data[: count + LONGEST_SWITCH])
+        ended, self.full_screen_at_base = lines_ended(dropped, 0, count, self.full_screen_at_base)
+        self.first_line += ended
         del self._data[:count]
         self.base += count
 

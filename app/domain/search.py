@@ -1,14 +1,20 @@
-"""Search in a terminal's text, in time linear in the text whatever is asked: RE2 never goes back."""
+"""Search in a terminal's text, in time linear in the text whatever is asked: RE2 never goes back.
 
+Linear is not short yet: a costly pattern takes a thousand steps for a byte, and nothing interrupts RE2. So
+patterns have a bound, and so has the text that it is given in one go.
+"""
+
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import re2
 
 from app.domain.errors import ValidationFailed
-from app.domain.plain import columns
+from app.domain.plain import Block, character_start, columns
 
 MAX_QUERY = 1000
 """Characters of what is searched for."""
@@ -22,6 +28,14 @@ LONGEST_S = 2.0
 """Seconds of one search; past it the answer is what was found up to there, `truncated`."""
 _PATTERN_BYTES = 1024 * 1024
 """Memory of a pattern; one that needs more is refused."""
+MAX_PROGRAM = 3000
+"""Instructions of an expression; RE2 may look at each of them for each byte."""
+WINDOW = 16 * 1024
+"""Bytes that are matched in one go; a longer match is not found whole."""
+_OVERLAP = 1024
+"""Bytes at a window's end in which no match begins: the next window has them whole."""
+
+_ESCAPED = re.compile(r"\\Q.*?(?:\\E|\Z)|\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +52,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Matches from the top down, and whether there may be more."""
+    """The newest matches, from the top down, and whether there may be older ones."""
 
     matches: list[Match]
     truncated: bool
@@ -58,49 +72,51 @@ class Query:
         """The pattern, one line at a time.
 
         Raises:
-            ValidationFailed: it is no regular expression of RE2's syntax, or too large a one.
+            ValidationFailed: it is no regular expression of RE2's syntax, or too costly a one.
         """
         options = re2.Options()
         options.log_errors = False  # it would print what the caller searches for
         options.never_nl = True
         options.max_mem = _PATTERN_BYTES
         options.case_sensitive = not self.ignore_case
-        pattern = self.text if self.regex else re2.escape(self.text)
-        try:
-            return re2.compile(f"(?m){pattern}".encode(), options)
-        except re2.error:
-            words = "must be a regular expression of RE2's syntax, and not too large a one"
-            item = {"loc": ["query", "q"], "msg": words, "type": "regex"}
-            raise ValidationFailed(errors=[item], detail=f"q: {words}") from None
+        text = self.text if self.regex else re2.escape(self.text)
+        if not self.regex or "C" not in _ESCAPED.findall(text):  # a byte by itself, a line's end too
+            try:
+                pattern = re2.compile(f"(?m){text}".encode(), options)
+            except re2.error:
+                pattern = None
+            if pattern is not None and (not self.regex or pattern.programsize <= MAX_PROGRAM):
+                return pattern
+        words = "must be a regular expression of RE2's syntax without \\C, and not too large a one"
+        item = {"loc": ["query", "q"], "msg": words, "type": "regex"}
+        raise ValidationFailed(errors=[item], detail=f"q: {words}")
 
 
 @dataclass(slots=True)
 class _Text:
-    """The blocks looked at so far, each whole lines, and the number of each one's first line."""
+    """The blocks looked at so far, the newest first, each with the number of its last line."""
 
-    first: int
-    blocks: list[tuple[int, bytes]] = field(default_factory=list)
-    end: int = 0
+    blocks: list[tuple[Block, int]] = field(default_factory=list)
     _split: tuple[int, list[bytes]] = (-1, [])
 
-    def add(self, block: bytes) -> int:
-        """Add a block; the number of its first line."""
-        start = self.end if self.blocks else self.first
-        self.blocks.append((start, block))
-        self.end = start + block.count(b"\n") + (not block.endswith(b"\n"))
-        return start
+    def add(self, block: Block) -> None:
+        last = block.line + block.text.count(b"\n") - block.text.endswith(b"\n")
+        self.blocks.append((block, last))
 
-    def lines(self, start: int, end: int) -> list[bytes]:
-        """The lines from `start` up to `end`, as far as there are such."""
-        found: list[bytes] = []
-        for index, (first, block) in enumerate(self.blocks):
-            after = self.blocks[index + 1][0] if index + 1 < len(self.blocks) else self.end
-            if after <= start or first >= end:
+    def lines(self, start: int, end: int) -> list[str]:
+        """What is shown of the lines from `start` up to `end`, as far as there are such."""
+        found: dict[int, bytes] = {}
+        for index in range(len(self.blocks) - 1, -1, -1):
+            block, last = self.blocks[index]
+            if last < start or block.line >= end or not block.text:
                 continue
             if self._split[0] != index:
-                self._split = (index, block.split(b"\n")[: after - first])
-            found += self._split[1][max(0, start - first) : end - first]
-        return found
+                self._split = (index, block.text.split(b"\n"))
+            for number in range(max(start, block.line), min(end, last + 1)):
+                before = found.get(number, b"")
+                if len(before) < 4 * MAX_TEXT:
+                    found[number] = before + self._split[1][number - block.line]
+        return [line.decode(errors="replace")[:MAX_TEXT] for line in found.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,65 +127,95 @@ class _Place:
     text: str
 
 
-def search(blocks: Iterable[bytes], query: Query, *, first_line: int = 0) -> Found:
-    """The matches in text that comes as blocks of whole lines; the first line's number is `first_line`.
+def search(blocks: Iterable[Block], query: Query, *, given_up: Callable[[], bool] = lambda: False) -> Found:
+    """The newest matches in text that comes as blocks, the newest first.
+
+    `given_up`: nobody waits for the answer any more; asked every fraction of a second.
 
     Raises:
         ValidationFailed: the pattern is none.
     """
     pattern = query.compiled()
     deadline = time.monotonic() + LONGEST_S
-    text = _Text(first_line)
-    places: list[_Place] = []
-    lines_left = 0
+
+    def is_over() -> bool:
+        return time.monotonic() > deadline or given_up()
+
+    text = _Text()
+    places: list[_Place] = []  # the newest first
     truncated = False
     for block in blocks:
         time.sleep(0)  # lets another thread have the interpreter
-        first = text.add(block)
-        if len(places) > query.limit:
-            lines_left -= block.count(b"\n")
-            if lines_left < 0:
-                break
-            continue
-        for place in _places(pattern, block, first, deadline):
-            places.append(place)
-            if len(places) > query.limit:
-                lines_left = query.context - block.count(b"\n")
-                break
-        if time.monotonic() > deadline:
+        text.add(block)
+        if not truncated:
+            left = query.limit - len(places)
+            spans = deque(_spans(pattern, block.text, is_over), left + 1)
+            if truncated := len(spans) > left:
+                spans.popleft()
+            places += reversed(list(_places(block, spans, is_over)))
+        if is_over():
             truncated = True
             break
-    return Found(
-        [_match(place, text, query.context) for place in places[: query.limit]],
-        truncated or len(places) > query.limit,
-    )
+        if truncated and (not places or block.line < places[-1].line - query.context):
+            break
+    return Found([_match(place, text, query.context) for place in reversed(places)], truncated)
 
 
-def _places(pattern: Any, block: bytes, line: int, deadline: float) -> Iterator[_Place]:
-    """Every match in a block that is not empty, until the deadline."""
-    at = counted = 0
-    start, end = -1, -1
+def _spans(pattern: Any, text: bytes, is_over: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+    """Where every match in a block is that is not empty, until it is over."""
+    at = 0
+    while at < len(text):
+        start, end = at, _window_end(text, at)
+        is_whole = end == len(text) or text[end - 1] == 0x0A
+        while at < end:
+            if is_over():
+                return
+            found = pattern.search(text, at, end)
+            if found is None:
+                at = end if is_whole else max(at, end - _OVERLAP)
+                break
+            begin, stop = found.span()
+            if not is_whole and begin > start and (begin > end - _OVERLAP or stop == end):
+                at = begin
+                break
+            if begin == stop:  # of nothing there is nothing to show
+                at = begin + 1
+                continue
+            yield begin, stop
+            at = stop
+
+
+def _window_end(text: bytes, start: int) -> int:
+    """As many whole lines as there is room for, or a part of one."""
+    end = start + WINDOW
+    if end >= len(text):
+        return len(text)
+    return text.rfind(b"\n", start, end) + 1 or character_start(text, end)
+
+
+def _places(block: Block, spans: Iterable[tuple[int, int]], is_over: Callable[[], bool]) -> Iterator[_Place]:
+    """Where the matches of a block are, in lines and columns."""
+    text, line = block.text, block.line
+    counted = at = column = characters = 0
+    end = -1
     shown = ""
-    while at <= len(block) and time.monotonic() < deadline:
-        found = pattern.search(block, at)
-        if found is None:
+    for begin, stop in spans:
+        if begin > end:
+            line += text.count(b"\n", counted, begin)
+            start = at = text.rfind(b"\n", 0, begin) + 1
+            counted = begin
+            end = text.find(b"\n", begin)
+            end = len(text) if end < 0 else end
+            shown = text[start:end].decode(errors="replace")
+            column = characters = 0
+        head = text[at:begin].decode(errors="replace")
+        hit = text[begin:stop].decode(errors="replace")
+        column, characters, at = columns(head, column), characters + len(head), stop
+        after = columns(hit, column)
+        yield _Place(line, column, after - column, _around(shown, characters, len(hit)))
+        column, characters = after, characters + len(hit)
+        if is_over():
             return
-        begin, stop = found.span()
-        if begin == stop:  # of nothing there is nothing to show
-            at = begin + 1
-            continue
-        line += block.count(b"\n", counted, begin)
-        counted = begin
-        if not start <= begin < end:
-            start = block.rfind(b"\n", 0, begin) + 1
-            end = block.find(b"\n", begin)
-            end = len(block) if end < 0 else end
-            shown = block[start:end].decode(errors="replace")
-        head = block[start:begin].decode(errors="replace")
-        hit = block[begin:stop].decode(errors="replace")
-        column = columns(head)
-        yield _Place(line, column, columns(head + hit) - column, _around(shown, len(head), len(hit)))
-        at = stop
 
 
 def _around(text: str, start: int, length: int) -> str:
@@ -181,16 +227,11 @@ def _around(text: str, start: int, length: int) -> str:
 
 
 def _match(place: _Place, text: _Text, context: int) -> Match:
-    def shown(start: int, end: int) -> list[str]:
-        if not context:
-            return []
-        return [line.decode(errors="replace")[:MAX_TEXT] for line in text.lines(start, end)]
-
     return Match(
         line=place.line,
         column=place.column,
         length=place.length,
         text=place.text,
-        before=shown(max(text.first, place.line - context), place.line),
-        after=shown(place.line + 1, place.line + 1 + context),
+        before=text.lines(place.line - context, place.line) if context else [],
+        after=text.lines(place.line + 1, place.line + 1 + context) if context else [],
     )

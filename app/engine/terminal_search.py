@@ -1,6 +1,8 @@
 """Search in terminals: in the ring that this process has of one, or in a capture that reaches further."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import anyio
@@ -8,13 +10,14 @@ import anyio.to_thread
 import structlog
 
 from app.backends.terminals import Captured, TerminalServer
-from app.domain.errors import BackendFailed, BackendIsDown, DomainError, TerminalNotFound
+from app.domain.errors import BackendFailed, BackendIsDown, DomainError, Draining, TerminalNotFound
 from app.domain.ids import Owner, SessionId, TerminalId
-from app.domain.plain import plain_blocks
+from app.domain.plain import Block, captured_blocks, newest_first
 from app.domain.reach import lines_reached
 from app.domain.ring import Ring
 from app.domain.search import Found, Match, Query, search
 from app.domain.terminals import Terminal
+from app.engine.lifecycle import Lifecycle
 from app.engine.terminal_places import Places
 from app.engine.terminals import Terminals, told
 from app.store import sessions, terminals
@@ -54,7 +57,8 @@ class Answers:
 class TerminalSearch:
     """The use-case, within the caller's owner."""
 
-    def __init__(self, database: Database, rooms: Terminals, places: Places) -> None:
+    def __init__(self, database: Database, lifecycle: Lifecycle, rooms: Terminals, places: Places) -> None:
+        self._lifecycle = lifecycle
         self._database = database
         self._terminals = rooms
         self.places = places
@@ -67,6 +71,7 @@ class TerminalSearch:
             BackendIsDown: it cannot be reached from here.
             ValidationFailed: the pattern is none.
             RateLimited: too many wait for their turn.
+            Draining: the process has begun to drain before it was through.
         """
         query.compiled()
         with self.places.taken(owner):
@@ -78,7 +83,7 @@ class TerminalSearch:
         """What the owner's open terminals have, at most `query.limit` matches altogether.
 
         Raises:
-            SessionNotFound, ValidationFailed, RateLimited: as for one.
+            SessionNotFound, ValidationFailed, RateLimited, Draining: as for one.
         """
         query.compiled()
         with self.places.taken(owner):
@@ -105,6 +110,8 @@ class TerminalSearch:
                 answer = await self._search(terminal, replace(query, limit=left))
             except TerminalNotFound:
                 continue  # it has just ended
+            except Draining:
+                raise
             except DomainError:
                 unreachable.append(terminal)
                 continue
@@ -169,27 +176,34 @@ class TerminalSearch:
     async def _in_ring(self, terminal: Terminal, ring: Ring, query: Query) -> Answer:
         async with self.places.turns:
             raw, full_screen, first = ring.content(), ring.full_screen_at_base, ring.first_line
-            is_cut = ring.base > 0
-
-            def work() -> Found:
-                start = raw.find(b"\n") + 1 if is_cut else 0  # a line whose beginning is gone is none
-                text = plain_blocks(raw[start:] if start else raw, full_screen=full_screen)
-                return search(text, query, first_line=first + (start > 0))
-
-            return _answer(
-                terminal, "ring", await anyio.to_thread.run_sync(work, limiter=self.places.threads)
-            )
+            blocks = newest_first(raw, full_screen=full_screen, first_line=first, is_cut=ring.base > 0)
+            return _answer(terminal, "ring", await self._in_thread(blocks, query))
 
     async def _in_capture(self, terminal: Terminal, captured: Captured, query: Query) -> Answer:
         async with self.places.turns:
+            found = await self._in_thread(captured_blocks(captured.lines), query)
+            return _answer(terminal, "capture", found)
 
-            def work() -> Found:
-                text = "\n".join(captured.lines).encode(errors="replace")
-                return search([text] if captured.lines else [], query)
+    async def _in_thread(self, blocks: Iterator[Block], query: Query) -> Found:
+        """Search in a thread, which stops within a fraction of a second when this task is cancelled.
 
-            return _answer(
-                terminal, "capture", await anyio.to_thread.run_sync(work, limiter=self.places.threads)
-            )
+        Raises:
+            Draining: the process has begun to drain meanwhile.
+        """
+        is_cancelled = False
+        lifecycle = self._lifecycle
+
+        def given_up() -> bool:
+            return is_cancelled or lifecycle.draining
+
+        work = partial(search, blocks, query, given_up=given_up)
+        try:
+            found = await anyio.to_thread.run_sync(work, limiter=self.places.threads, abandon_on_cancel=True)
+        finally:
+            is_cancelled = True
+        if lifecycle.draining and found.truncated:
+            raise Draining
+        return found
 
 
 def _answer(terminal: Terminal, source: Source, found: Found) -> Answer:

@@ -1,12 +1,16 @@
 """A terminal's raw output as the lines that a person saw."""
 
 import time
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wcwidth import wcwidth
 
-from app.domain.plain import BLOCK, MAX_LINE, columns, plain_blocks
+from app.domain.plain import BLOCK, MAX_LINE, Block, captured_blocks, columns, newest_first, plain_blocks
+from app.domain.ring import Ring
+from app.domain.rows import is_known, is_narrow
 
 
 def plain(raw: str | bytes, *, full_screen: bool = False) -> str:
@@ -60,6 +64,10 @@ def plain(raw: str | bytes, *, full_screen: bool = False) -> str:
         ("a\tb\rX", "X\tb"),
         ("\xa0\u200b", "\xa0\u200b"),
         ("\x01a\rb\x02", "b"),
+        ("old\x1b[1G\x1b[0K⠋ x…\x1b[1G\x1b[0K⠙ y", "⠙ y"),
+        ("old\x1b[2K\r██▏\rab\x1b[Cc", "ab▏c"),
+        ("██▏ 9\r█▏\r█", "█▏▏ 9"),
+        ("\x1b]0;never ended\x1b[1Gxy\ra", "ay"),
         ("a\x80b\x9fcé\x85\xa0", "abcé\xa0"),
         ("ab\x85c\rx", "xbc"),
     ],
@@ -86,10 +94,78 @@ def test_blocks_end_at_lines_and_a_line_that_never_ends_is_broken() -> None:
     assert len(blocks) > 1
     assert all(block.endswith(b"\n") and len(block) <= BLOCK for block in blocks)
     assert b"".join(blocks) == lines.replace(b"\r\n", b"\n")
-    broken = b"".join(plain_blocks(b"x" * (2 * MAX_LINE + 5)))
-    assert [len(line) for line in broken.split(b"\n")] == [MAX_LINE, MAX_LINE, 5]
+    broken = list(plain_blocks(b"x" * (2 * MAX_LINE + 5)))
+    assert [len(line) for line in broken] == [MAX_LINE, MAX_LINE, 5]
     screens = b"\x1b[?1049h" + b"painted\r\n" * 60_000 + b"\x1b[?1049lafter"
     assert b"".join(plain_blocks(screens)) == b"after"
+
+
+def test_line_that_is_too_long_is_broken_where_it_does_no_harm() -> None:
+    """Before it is rewritten; else before a sequence or a character."""
+    for piece in ("\r日本 100%", "\x1b[1;31m日本", "日本"):
+        raw = piece.encode() * (2 * MAX_LINE // len(piece))
+        blocks = list(plain_blocks(raw))
+        assert len(blocks) > 2
+        assert all("\ufffd" not in block.decode() and b"[" not in block for block in blocks)
+        assert all(block.startswith("日".encode()) or piece == "日本" for block in blocks)
+
+
+def numbered(blocks: Iterable[Block]) -> dict[int, str]:
+    """The lines by their numbers."""
+    lines: dict[int, str] = {}
+    for block in reversed(list(blocks)):
+        *ended, last = block.text.decode().split("\n")
+        for number, line in enumerate([*ended, *([last] if last else [])], block.line):
+            lines[number] = lines.get(number, "") + line
+    return lines
+
+
+def test_lines_have_one_number_whatever_the_ring_has_dropped() -> None:
+    """Those of full screens count as little as they are searched, and pieces of a line have its number."""
+    ring = Ring(600_000, complete=True)
+    everything = bytearray()
+    seen: dict[int, str] = {}
+    for step in range(40):
+        piece = b"line %d\r\n" % step * 900 + b"x" * (step * 9000) + b"\r\n"
+        piece += b"\x1b[?1049hpaint\r\npaint\r\n\x1b[?1049;25lafter\r\n"
+        everything += piece
+        ring.append(piece)
+        now = numbered(
+            newest_first(
+                ring.content(),
+                full_screen=ring.full_screen_at_base,
+                first_line=ring.first_line,
+                is_cut=ring.base > 0,
+            )
+        )
+        assert all(seen.get(number, line) == line for number, line in now.items())
+        seen |= now
+    assert ring.base > 0
+    whole = numbered(newest_first(bytes(everything), is_cut=False, full_screen=False, first_line=0))
+    assert seen == whole
+    assert list(whole.values()) == b"".join(plain_blocks(bytes(everything))).decode().splitlines()
+
+
+def test_full_screen_that_begins_or_ends_in_the_line_that_is_cut() -> None:
+    def lines(raw: bytes, *, full_screen: bool) -> list[str]:
+        blocks = newest_first(raw, full_screen=full_screen, first_line=7, is_cut=True)
+        return list(numbered(blocks).values())
+
+    assert lines(b"inted\x1b[?1049l\r\nafter\r\nx", full_screen=True) == ["after", "x"]
+    assert lines(b"e cut\x1b[?1049h\r\npainted\r\n\x1b[?1049lafter", full_screen=False) == ["after"]
+
+
+@given(
+    st.lists(st.text(alphabet="ab日é", max_size=5), max_size=20),
+    st.integers(min_value=0, max_value=19),
+    st.integers(min_value=0, max_value=3 * MAX_LINE),
+)
+def test_captured_lines_keep_their_numbers(lines: list[str], where: int, length: int) -> None:
+    if where < len(lines):
+        lines[where] = "é" * (length // 2)
+    blocks = list(captured_blocks(lines))
+    assert all(len(block.text) <= BLOCK + MAX_LINE for block in blocks)
+    assert numbered(blocks) == dict(enumerate(lines))
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs", "Cf")), max_size=200))
@@ -134,11 +210,19 @@ PIECES = st.one_of(
 )
 
 
+@given(st.lists(st.sampled_from(["a", "日", "é", "abc", "日本", "\r"]), max_size=30))
+def test_rewriting_with_wide_characters_is_done_cell_by_cell(pieces: list[str]) -> None:
+    """There are two ways to do it, and a step back at the beginning takes the slow one."""
+    line = "".join(pieces)
+    assert plain(line) == plain("\b" + line)
+
+
 @given(st.lists(PIECES, max_size=30))
 def test_cells_of_one_column_are_written_as_any_cells_are(pieces: list[str]) -> None:
-    """There are two ways to do it, and bytes alone take the quick one."""
+    """There are two ways to do it, and characters of a known width take the quick one."""
     line = "".join(pieces)
-    assert plain(line.replace("a", "é")).replace("é", "a") == plain(line)
+    for narrow in ("é", "\xad"):  # of a known width, and of one to be looked up
+        assert plain(line.replace("a", narrow)).replace(narrow, "a") == plain(line)
 
 
 def test_some_bytes_do_not_become_a_memory_full_of_blanks() -> None:
@@ -146,6 +230,14 @@ def test_some_bytes_do_not_become_a_memory_full_of_blanks() -> None:
     for piece in (b"\x1b[999Cx\n", b"x\r\x1b[999@\n", b"x\x1b[999G", b"\x1b[999Cx\r\x1b[999@"):
         raw = piece * (10**6 // len(piece))
         assert sum(map(len, plain_blocks(raw))) < 6 * len(raw)
+
+
+def test_widths_that_are_taken_for_granted() -> None:
+    narrow = [chr(code) for code in range(0x20, 0x11_0000) if is_narrow(chr(code))]
+    assert {wcwidth(character) for character in narrow} == {1}
+    known = [chr(code) for code in range(0x20, 0x11_0000) if is_known(chr(code))]
+    assert {wcwidth(character) for character in set(known) - set(narrow)} == {2}
+    assert {"█", "▏", "⠋", "…", "ß", "→"} < set(narrow)
 
 
 @pytest.mark.parametrize(

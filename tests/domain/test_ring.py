@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.ring import Ring
+from app.domain.ring import Ring, lines_ended
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30), st.integers(min_value=128, max_value=300))
@@ -15,7 +15,7 @@ def test_it_is_the_end_of_everything_that_was_put_in(pieces: list[bytes], limit:
     assert ring.end == len(everything)
     assert ring.content() == everything[-limit:]
     assert ring.base == max(0, len(everything) - limit)
-    assert ring.first_line == everything[: ring.base].count(b"\n")
+    assert (ring.first_line, ring.full_screen_at_base) == lines_ended(everything, 0, ring.base, False)
     assert ring.is_whole is (ring.base == 0)
     for offset in range(ring.base, ring.end + 1):
         assert ring.read(offset, 7) == everything[offset : offset + 7]
