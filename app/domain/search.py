@@ -30,6 +30,8 @@ _PATTERN_BYTES = 1024 * 1024
 """Memory of a pattern; one that needs more is refused."""
 MAX_PROGRAM = 3000
 """Instructions of an expression; RE2 may look at each of them for each byte."""
+MAX_CLASSES = 20
+"""Classes of Unicode in an expression: to read one takes as long as a thousand other characters."""
 WINDOW = 16 * 1024
 """Bytes that are matched in one go; a longer match is not found whole."""
 _OVERLAP = 1024
@@ -80,7 +82,9 @@ class Query:
         options.max_mem = _PATTERN_BYTES
         options.case_sensitive = not self.ignore_case
         text = self.text if self.regex else re2.escape(self.text)
-        if not self.regex or "C" not in _ESCAPED.findall(text):  # a byte by itself, a line's end too
+        escaped = _ESCAPED.findall(self.text) if self.regex else []
+        classes = escaped.count("p") + escaped.count("P")
+        if "C" not in escaped and classes <= MAX_CLASSES:  # \C is a byte by itself, a line's end too
             try:
                 pattern = re2.compile(f"(?m){text}".encode(), options)
             except re2.error:

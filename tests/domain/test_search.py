@@ -88,7 +88,21 @@ def _index(text: str, column: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "q", ["(", "a)(b", "[", "(?=x)", r"(a)\1", "a{2000}", "*", r"a\C", r"\\\C", r"\Q\C\E\C", r"(?:\pL?){20}Z"]
+    "q",
+    [
+        "(",
+        "a)(b",
+        "[",
+        "(?=x)",
+        r"(a)\1",
+        "a{2000}",
+        "*",
+        r"a\C",
+        r"\\\C",
+        r"\Q\C\E\C",
+        r"(?:\pL?){20}Z",
+        r"\PL|" * 60 + "a",
+    ],
 )
 def test_pattern_that_is_none_is_refused_and_not_repeated(q: str, capfd: pytest.CaptureFixture[str]) -> None:
     """RE2 has no look-around and no references back; what was searched for stands in no message (T31)."""
