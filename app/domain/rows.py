@@ -28,7 +28,12 @@ _NARROW_SET = (
     "\x00-\x7e\xa1-\xac\xae-\u02ff\u038e-\u03a1\u03a3-\u0482\u048a-\u052f\u2010-\u2027\u2030-\u205e"
     "\u2190-\u2319\u2400-\u2426\u2500-\u25fc\u2700-\u2704\u2800-\u28ff"
 )
-_WIDE_SET = "\u3041-\u3096\u30a1-\u30fe\u3001-\u3020\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff60"
+_WIDE_SET = (
+    "\u231a\u231b\u23f3\u26a1\u2705\u2728\u274c\u3001-\u3020\u3041-\u3096\u30a1-\u30fe\u4e00-\u9fff"
+    "\uac00-\ud7a3\uff01-\uff60\U0001f300-\U0001f320\U0001f32d-\U0001f335\U0001f337-\U0001f37c"
+    "\U0001f37e-\U0001f393\U0001f3a0-\U0001f3ca\U0001f400-\U0001f43e\U0001f442-\U0001f4fc"
+    "\U0001f4ff-\U0001f53d\U0001f5fb-\U0001f64f\U0001f680-\U0001f6c5\U0001f90c-\U0001f93a"
+)
 _NARROW = re.compile(f"[{_NARROW_SET}]*")
 _KNOWN = re.compile(f"[{_NARROW_SET}{_WIDE_SET}]*")
 
