@@ -57,6 +57,9 @@ async def test_a_session_from_ensure_to_close(house: House) -> None:
         "s-1", "think hm\nsay one\nrun ls\nplan a; b\nsay [INFO] two\nthink well\nsay  three"
     )
     assert (turn["status"], turn["output_text"]) == ("completed", "one\n[INFO] two\nthree")
+    for words in ("[User] hello", "[Thought] x"):
+        turn = await house.run("s-1", f"think hm\nsay {words}")
+        assert (turn["status"], turn["output_text"]) == ("completed", words)
     long = "say " + "".join(f"{number} é ☃ $(id) " for number in range(9_000))
     turn = await house.run("s-1", long)
     assert (turn["status"], turn["output_text"]) == ("completed", long.removeprefix("say ").strip())
