@@ -9,7 +9,8 @@ import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from app.domain.errors import RateLimited
+from app.backends.base import Place
+from app.domain.errors import RateLimited, UnsupportedByBackend
 from app.domain.ids import Owner
 from app.engine import diffs, indexes
 from app.engine.seats import Seats
@@ -193,6 +194,28 @@ async def test_too_many_at_once_are_asked_to_come_again(
             await _sit(taken, seats, Owner("greedy"))
         assert (await house.client.get("/v1/sessions/s/diff")).status_code == 200
     assert seats._owners == {}
+
+
+async def test_the_time_of_a_diff_begins_with_its_seat(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it has waited for one."""
+    await house.ensure("s", cwd=str(repository(house.cwd / "r", a="one\n")))
+    left: list[float] = []
+
+    async def look(cwd: str, place: Place) -> diffs.WorkingTreeDiff:
+        left.append(anyio.current_effective_deadline() - anyio.current_time())
+        raise UnsupportedByBackend
+
+    monkeypatch.setattr(diffs, "_of_directory", look)
+    found = house.service.rooms.diffs
+    async with anyio.create_task_group() as tasks, AsyncExitStack() as taken:
+        for _ in range(diffs.PER_OWNER):
+            await _sit(taken, found._seats, Owner("default"))
+        tasks.start_soon(house.client.get, "/v1/sessions/s/diff")
+        with anyio.fail_after(5):
+            while not found._seats._owners[Owner("default")].statistics().tasks_waiting:  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+        await anyio.sleep(0.3)
+    assert diffs.GIT_S - 0.2 < left[0] <= diffs.GIT_S
 
 
 async def _sit(taken: AsyncExitStack, seats: Seats, owner: Owner) -> None:
