@@ -110,7 +110,7 @@ class Collisions:
             found = await touches.pending(db, session=session)
             for touch in found:
                 for other, shared in await touches.others(db, session, touch.path, self._idle):
-                    met[other][touch.path] = shared
+                    met[other][shared.told] = shared
             if not met:
                 await touches.looked_at(db, found)
         deadline = anyio.current_time() + MERGE_S
@@ -129,7 +129,7 @@ class Collisions:
         Raises:
             Unrelated: they are two repositories that have nothing in common.
         """
-        if other.is_in_one_worktree or not other.is_on_this_machine:
+        if other.is_one_file or not other.is_on_this_machine:
             return {}
         roots = frozenset((other.own_root, other.root))
         if self._unrelated.get(roots, 0.0) > anyio.current_time():
@@ -165,11 +165,15 @@ class Collisions:
                 conflict = conflicts.get(path)
                 # Two texts that git merges did not change the same lines, however these were counted.
                 same_lines = shared.same_lines and (shared.is_whole or conflict is not False)
+                own_paths = (shared.own_path, shared.path)
+                if session != pair.a:
+                    own_paths = (shared.path, shared.own_path)
                 opened = await collisions.open_one(
                     db,
                     pair,
                     path,
-                    severity="overwrite" if other.is_in_one_worktree else "merge",
+                    own_paths=own_paths,
+                    severity="overwrite" if other.is_one_file else "merge",
                     overlap="same_lines" if same_lines else "same_file",
                     merge_conflict=conflict,
                 )

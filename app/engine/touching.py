@@ -114,10 +114,21 @@ def _one_on_disk(cwd: str, root: str, touch: Touch) -> _Found | None:
             return None
     except (OSError, ValueError):  # a loop of links, a name too long, a NUL
         return _by_text(root, cwd, touch)
+    root = _repository(where, root)
     changes = touch.changes
     if changes is None and touch.snippet:
         changes = _changes_at(where, touch.snippet, touch.within)
     return _Found(root, os.path.relpath(where, root), changes)
+
+
+def _repository(path: str, root: str) -> str:
+    """The root of the repository within the worktree at `root` that the file lies in; mostly that root."""
+    directory = os.path.dirname(path)
+    while directory != root:
+        if os.path.lexists(os.path.join(directory, ".git")):
+            return directory
+        directory = os.path.dirname(directory)
+    return root
 
 
 def worktree_root(cwd: str) -> str:

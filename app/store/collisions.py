@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, text, update
+from sqlalchemy import ColumnElement, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -80,18 +80,22 @@ async def open_one(
     pair: Pair,
     path: str,
     *,
+    own_paths: tuple[str, str] | None = None,
     severity: Severity,
     overlap: Overlap,
     merge_conflict: bool | None,
 ) -> Collision | None:
     """Open the collision of a pair whose rows are locked, or say that it has come to the same lines.
 
+    `own_paths` are those by which the two of the pair have the file, if not both by `path`.
     Null if there is nothing new to tell, or one of the two has not touched the file any more.
     """
+    path_a, path_b = own_paths or (path, path)
+    key = tuple_(FileTouchRow.session, FileTouchRow.path)
     found = await db.execute(
         select(FileTouchRow, SessionRow.session_id, SessionRow.worktree_id, SessionRow.owner)
         .join(SessionRow, SessionRow.id == FileTouchRow.session)
-        .where(FileTouchRow.session.in_([pair.a, pair.b]), FileTouchRow.path == path)
+        .where(key.in_([(pair.a, path_a), (pair.b, path_b)]))
         .order_by(FileTouchRow.touched_at, FileTouchRow.session)
     )
     touches = found.all()

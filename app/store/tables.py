@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     DateTime,
     ForeignKey,
     Identity,
@@ -391,6 +392,14 @@ class FileTouchRow(Base):
     root: Mapped[str]
     remote: Mapped[str | None]
     """The backend on whose disk the root is; null for this machine's."""
+    place: Mapped[int | None] = mapped_column(
+        Computed(
+            "hashtextextended(coalesce(remote, ''::text) || '|'::text || rtrim(root, '/'::text)"
+            " || '/'::text || path, 0::bigint)",
+            persisted=True,
+        )
+    )
+    """The file itself, from whatever root it is seen."""
     kind: Mapped[str]
     turn_id: Mapped[str | None]
     lines: Mapped[Any | None] = mapped_column(INT8MULTIRANGE)
@@ -407,6 +416,7 @@ class FileTouchRow(Base):
     __table_args__ = (
         CheckConstraint("kind IN ('edit', 'write', 'delete', 'move', 'shell')", name="kind"),
         Index("file_touches_file_idx", "owner", "project_id", "path", "touched_at"),
+        Index("file_touches_place_idx", "owner", "project_id", "place", "touched_at"),
         Index(None, "touched_at"),
         Index("file_touches_pending_idx", "session", "touched_at", postgresql_where=text("pending")),
     )

@@ -42,13 +42,12 @@ def live(alias: str) -> str:
 
 _BEFORE = """
 SELECT t.path, t.hunks, t.root = n.root AND t.remote IS NOT DISTINCT FROM n.remote AND NOT EXISTS (
-    SELECT FROM file_touches o WHERE o.owner = t.owner AND o.project_id = t.project_id AND o.path = t.path
-        AND o.session <> t.session AND o.root = t.root AND o.remote IS NOT DISTINCT FROM t.remote
-        AND o.touched_at >= t.touched_at) AS is_alone
+    SELECT FROM file_touches o WHERE o.owner = t.owner AND o.project_id = t.project_id AND o.place = t.place
+        AND o.session <> t.session AND o.touched_at >= t.touched_at) AS is_alone
 FROM unnest($2::text[], $3::text[], $4::text[]) AS n(path, root, remote)
 JOIN file_touches t ON t.session = $1 AND t.path = n.path
 """
-"""What is known of a session's files, and whether nobody else has written them in the same worktree since."""
+"""What is known of a session's files, and whether nobody else has written the very same since."""
 
 _WRITE = """
 INSERT INTO file_touches AS t
@@ -68,11 +67,12 @@ ON CONFLICT (session, path) DO UPDATE SET
 
 _IS_WHOLE = f"(upper(o.lines) > {LAST_LINE} OR upper(t.lines) > {LAST_LINE})"
 _SAME_LINES = f"""coalesce(CASE
-    WHEN {_IS_WHOLE} THEN o.lines && t.lines
-    WHEN (o.root, o.remote) IS DISTINCT FROM (t.root, t.remote) THEN o.lines && t.lines
+    WHEN o.place <> t.place AND coalesce(o.remote, t.remote) IS NOT NULL THEN false
+    WHEN o.place <> t.place OR {_IS_WHOLE} THEN o.lines && t.lines
     WHEN t.first_at > o.touched_at AND o.touched_at = before.at THEN t.lines && o.lines_now
     END, false)"""
-"""Whether the lines meet. In one worktree a session counts from what the last one before it has left."""
+"""Whether the lines meet. In one file a session counts from what the last one before it has left; of two on
+disks that nobody sees it is not known that they are versions of one."""
 
 OTHERS = text(f"""
 WITH t AS (
@@ -84,18 +84,30 @@ WITH t AS (
             AND p.session <> t.session
         ORDER BY p.touched_at DESC LIMIT {MAX_RECENT}
     ) AS r
+    UNION ALL
+    SELECT r.* FROM t CROSS JOIN LATERAL (
+        SELECT p.* FROM file_touches p
+        WHERE p.owner = t.owner AND p.project_id = t.project_id AND p.place = t.place
+            AND p.session <> t.session
+        ORDER BY p.touched_at DESC LIMIT {MAX_RECENT}
+    ) AS r WHERE r.path <> t.path
 ), before AS (
-    SELECT max(o.touched_at) AS at FROM o, t WHERE (o.root, o.remote) IS NOT DISTINCT FROM (t.root, t.remote)
+    SELECT max(o.touched_at) AS at FROM o, t WHERE o.place = t.place
 )
-SELECT o.session, t.root, t.remote, o.root, o.remote, {_SAME_LINES}, coalesce({_IS_WHOLE}, false)
+SELECT o.session, t.root, t.remote, o.root, o.remote, o.place = t.place,
+    {_SAME_LINES}, coalesce({_IS_WHOLE}, false), o.path
 FROM t CROSS JOIN before CROSS JOIN o
 JOIN agent_sessions s ON s.id = o.session
 LEFT JOIN collisions c ON c.session_a = least(o.session, t.session)
-    AND c.session_b = greatest(o.session, t.session) AND c.path = t.path AND c.resolved_at IS NULL
+    AND c.session_b = greatest(o.session, t.session) AND c.resolved_at IS NULL
+    AND c.path = CASE WHEN length(o.path) > length(t.path) THEN o.path ELSE t.path END
 WHERE {live("s")} AND (c.id IS NULL OR (c.overlap = 'same_file' AND {_SAME_LINES}))
 ORDER BY o.touched_at DESC LIMIT {MAX_OTHERS}
 """)  # noqa: S608 - only words of ours are put in
-"""The one query of a touch: which live sessions share the file and have not been told so."""
+"""The one query of a touch: which live sessions share the file and have not been told so.
+
+They share it by its path from the roots of both, or because it is the very same file, seen from two roots.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +119,8 @@ class Other:
     own_remote: str | None
     root: str
     remote: str | None
-
-    @property
-    def is_in_one_worktree(self) -> bool:
-        """Whether both have the very same file."""
-        return (self.own_root, self.own_remote) == (self.root, self.remote)
+    is_one_file: bool
+    """Whether both have the very same file."""
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -127,6 +136,15 @@ class Shared:
     """Whether both have told the lines that they changed, and these meet."""
     is_whole: bool
     """Whether one of them has changed every line."""
+    own_path: str
+    """From the session's own root."""
+    path: str
+    """From the other's."""
+
+    @property
+    def told(self) -> str:
+        """The path by which both are told: the one from the root that is further up."""
+        return max(self.own_path, self.path, key=len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +228,7 @@ async def others(
     Who touched it last comes first.
     """
     rows = await db.execute(OTHERS, {"session": session, "path": path, "idle": idle})
-    return [(Other(SessionKey(row[0]), *row[1:5]), Shared(*row[5:7])) for row in rows]
+    return [(Other(SessionKey(row[0]), *row[1:6]), Shared(row[6], row[7], path, row[8])) for row in rows]
 
 
 async def looked_at(db: AsyncSession, touches: Sequence[Pending]) -> None:

@@ -89,6 +89,19 @@ async def test_links_lead_to_the_file_that_is_written(worktree: Path) -> None:
     assert await paths(worktree, "folder/a.py", kind="delete") == ["src/a.py"]
 
 
+async def test_a_repository_within_the_worktree_has_a_root_of_its_own(worktree: Path) -> None:
+    """Whoever works in it has the same root, and what lies beside it has the outer one."""
+    inner = worktree / "src" / "inner"
+    (inner / "deep").mkdir(parents=True)
+    (inner / ".git").mkdir()
+    for cwd, name in ((worktree, "src/inner/deep/b.py"), (inner, "deep/b.py"), (inner / "deep", "b.py")):
+        (one,) = await touched(cwd, call(name))
+        assert (one.root, one.path) == (str(inner.resolve()), "deep/b.py")
+    (one,) = await touched(worktree, call("src/a.py"))
+    assert one.root == str(worktree.resolve())
+    assert await paths(inner, "../a.py") == []
+
+
 async def test_what_lies_outside_the_worktree_takes_no_part(worktree: Path) -> None:
     """Nor does the root itself, and a link that leads out is no way round."""
     (worktree / "out").symlink_to(worktree.parent)

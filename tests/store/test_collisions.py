@@ -58,7 +58,7 @@ class Store:
         root: str | None = None,
         kind: TouchKind = "edit",
         changes: tuple[Change, ...] | None = None,
-        remote: str | None = "far",
+        remote: str | None = None,
     ) -> None:
         """Keep that a session has written a file, in a worktree of its own if none is named."""
         root = root or f"/w/{session}"
@@ -388,6 +388,39 @@ async def test_one_worktree_is_one_root_on_one_disk(
     await store.look(one)
     (event,) = await store.told(two)
     assert (event["data"]["severity"], event["data"]["merge_conflict"]) == (severity, None)
+
+
+@pytest.mark.parametrize("remote", [None, "far"])
+async def test_one_file_is_one_from_whatever_root_it_is_seen(store: Store, remote: str | None) -> None:
+    """Told once, by its path from the root further up, whoever is asked; its lines are counted as in one."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, "sub/a.py", root="/w", remote=remote, changes=((1, 0, 10),))
+    await store.touch(two, "a.py", root="/w/sub/", remote=remote, changes=((5, 1, 1),))
+    assert await store.others(two, "a.py") == [(one, True)]
+    assert await store.others(one, "sub/a.py") == [(two, False)], "nobody knows what two has left of them"
+    await store.look(one, two, times=2)
+    await store.touch(one, "sub/a.py", root="/w", remote=remote)
+    await store.look(one)
+    for key in (one, two):
+        told = [event["data"] for event in await store.told(key)]
+        assert {(each["path"], each["severity"], each["collision_id"]) for each in told} == {
+            ("sub/a.py", "overwrite", told[0]["collision_id"])
+        }
+        assert [each["session_id"] for each in told[-1]["sessions"]] == ["one", "two"]
+    await store.touch(await store.session("elsewhere"), "a.py", root="/w/sub", remote="other")
+    assert [key for key, _ in await store.others(one, "sub/a.py")] == []
+
+
+async def test_on_disks_that_nobody_sees_two_roots_have_no_lines_in_common(store: Store) -> None:
+    """They may be two repositories; in one root a file written whole is all its lines."""
+    one, two = await store.session("one"), await store.session("two")
+    await store.touch(one, root="/one", remote="far", changes=((3, 1, 1),))
+    await store.touch(two, root="/two", remote="far", changes=((3, 1, 1),))
+    assert await store.others(one) == [(two, False)]
+    await store.touch(one, root="/one", remote="far", changes=WHOLE)
+    assert await store.others(one) == [(two, False)]
+    await store.touch(one, root="/two", remote="far", changes=WHOLE)
+    assert await store.others(one) == [(two, True)]
 
 
 async def test_many_who_write_one_file_are_told_in_pairs_and_never_deadlock(store: Store) -> None:

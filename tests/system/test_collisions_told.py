@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.settings import BackendSettings
 from tests.backends.acp_house import WILD
 from tests.engine.worktrees import git, two_worktrees
@@ -70,3 +72,26 @@ async def test_two_repositories_of_one_project_do_not_collide(database_url: str,
         assert await told(house, "other") == []
         (event,) = await told(house, "clone")
         assert {each["session_id"] for each in event["data"]["sessions"]} == {"one", "clone"}
+
+
+@pytest.mark.parametrize("repository", ["none", "outer", "both", "inner"])
+async def test_one_file_that_two_write_from_two_folders_is_overwritten(
+    database_url: str, folder: Path, repository: str
+) -> None:
+    """Without git, in one worktree, and in a repository that lies in another one."""
+    async with wild_house(database_url, folder) as house:
+        (house.cwd / "p" / "sub").mkdir(parents=True)
+        if repository in ("outer", "both"):
+            git(house.cwd / "p", "init", "-q")
+        if repository in ("inner", "both"):
+            git(house.cwd / "p" / "sub", "init", "-q")
+        file = house.cwd / "p" / "sub" / "a.txt"
+        file.write_text("b\n")
+        for name, tree in (("one", "p"), ("two", "p/sub")):
+            await join(house, name, tree, agent="wild", backend="wild")
+            await house.run(name, edited(file, "a\n", "b\n"))
+        path = "sub/a.txt" if repository in ("none", "outer") else "a.txt"
+        for name in ("one", "two"):
+            (event,) = await told(house, name)
+            found = event["data"]
+            assert (found["path"], found["severity"], found["overlap"]) == (path, "overwrite", "same_lines")
