@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008_former_adoption"
-down_revision = "0006_touched_lines"
+down_revision = "0007_touched_places"
 branch_labels = None
 depends_on = None
 
