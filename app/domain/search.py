@@ -32,7 +32,7 @@ MAX_PROGRAM = 3000
 """Instructions of an expression; RE2 may look at each of them for each byte."""
 MAX_CLASSES = 20
 """Classes of Unicode in an expression: to read one takes as long as a thousand other characters."""
-WINDOW = 16 * 1024
+WINDOW = 8 * 1024
 """Bytes that are matched in one go; a longer match is not found whole."""
 _OVERLAP = 1024
 """Bytes at a window's end in which no match begins: the next window has them whole."""
