@@ -106,9 +106,10 @@ async def upgrade(address: Address, revision: str) -> None:
 
 
 async def columns(line: "asyncpg.Connection[asyncpg.Record]") -> dict[str, list[str]]:
-    """The tables that there are."""
+    """The tables that there are, and the columns that can be written."""
     rows = await line.fetch(
-        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
+        "SELECT table_name, column_name FROM information_schema.columns "
+        "WHERE table_schema = 'public' AND is_generated = 'NEVER'"
     )
     found: dict[str, list[str]] = {}
     for table, column in rows:
