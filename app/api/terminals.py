@@ -194,7 +194,7 @@ async def capture_terminal(
 
 @router.get(
     "/terminals/{terminal_id}/search",
-    responses=_READ | problems(Draining),
+    responses=problems(TerminalNotFound, BackendIsDown, BackendFailed, RateLimited, Draining),
 )
 async def search_terminal(
     terminal_id: TerminalPath, caller: TerminalUser, rooms: RoomsDep, query: SearchDep
