@@ -12,8 +12,6 @@ from app.engine.repositories import Repository
 
 MAX_ATTRIBUTES = 256 * 1024
 """Bytes of one file of attributes."""
-MAX_CONFIG = 1024 * 1024
-"""Bytes of a repository's configuration."""
 MAX_ANSWER = 8 * 1024 * 1024
 """Bytes of what git says of the files' attributes."""
 _ENDS = ("text", "eol", "crlf")
@@ -44,10 +42,10 @@ async def set_apart(
         CannotTell: the attributes cannot be read.
     """
 
-    def copy() -> tuple[bool, bool]:
-        config = _read(found.common / "config", MAX_CONFIG).lower()
-        if b"attributesfile" in config:
-            raise CannotTell
+    if "core.attributesfile" in found.settings:
+        raise CannotTell
+
+    def copy() -> bool:
         own = _read(found.common / "info" / "attributes", MAX_ATTRIBUTES)
         (git_dir / "info").mkdir(exist_ok=True)
         (git_dir / "info" / "attributes").write_bytes(own)
@@ -58,11 +56,11 @@ async def set_apart(
             (tree / name).write_bytes(content)
             is_any = True
         asked.write_bytes(b"".join(path.encode() + b"\0" for path in paths))
-        return is_any, b"autocrlf" in config
+        return is_any
 
     asked = tree.with_suffix(".paths")
-    is_any, has_autocrlf = await read_disk(copy)
-    apart = set(with_cr) if has_autocrlf else set()
+    is_any = await read_disk(copy)
+    apart = set(with_cr) if "core.autocrlf" in found.settings else set()
     if is_any:
         words = ["check-attr", "-z", "--stdin", "merge", *_ENDS, *_CONTENT]
         told = await run_git(

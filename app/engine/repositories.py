@@ -59,8 +59,13 @@ class Repository:
     """How objects are named: `sha1` or `sha256`."""
     head: str | None
     """The object that HEAD names; null if there is no commit yet."""
-    sparse: bool
-    """Whether it is set up to check out a part of its files only."""
+    settings: Mapping[str, str]
+    """Its configuration, the working tree's own over the shared one, without what they would include."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it is set up to check out a part of its files only."""
+        return _is_set(self.settings, "core.sparsecheckout")
 
     @property
     def objects(self) -> Path:
@@ -102,8 +107,7 @@ async def find_repository(cwd: str, is_allowed: IsAllowed, until: float) -> Repo
     elsewhere = settings.get("core.worktree")  # a submodule's leads back to where it was found
     if elsewhere is not None and (git_dir / elsewhere).resolve() != root:
         raise PathNotAllowed(detail="the repository's working tree is another directory")
-    sparse = _is_set(settings, "core.sparsecheckout")
-    return Repository(root=root, git_dir=git_dir, common=common, format=form, head=head, sparse=sparse)
+    return Repository(root=root, git_dir=git_dir, common=common, format=form, head=head, settings=settings)
 
 
 def _is_set(settings: Mapping[str, str], name: str) -> bool:

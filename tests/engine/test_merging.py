@@ -190,6 +190,17 @@ async def test_a_file_that_git_merges_by_rules_of_its_own_is_not_judged(
     assert answer == {"sub/a.txt": told}
 
 
+async def test_a_working_tree_s_own_configuration_counts_as_the_repository_s(tmp_path: Path) -> None:
+    """`config.worktree` can name attributes, too (git-config, CONFIGURATION FILE)."""
+    one, two = two_worktrees(tmp_path)
+    write(one, 2, "mine\n")
+    write(two, 2, "yours\n")
+    assert await merging.conflicting(str(one), str(two), ["a.txt"], lambda _: True) == {"a.txt": True}
+    git(one, "config", "extensions.worktreeConfig", "true")
+    git(one, "config", "--worktree", "core.attributesFile", "elsewhere")
+    assert await merging.conflicting(str(one), str(two), ["a.txt"], lambda _: True) == {"a.txt": None}
+
+
 async def test_nothing_that_a_repository_configures_is_run(tmp_path: Path) -> None:
     """Filters, merge drivers, hooks, a file system monitor: an agent can write all of them."""
     one, two = two_worktrees(tmp_path)
