@@ -36,7 +36,7 @@ from app.backends.paseo_translate import failure_words, not_imported
 from app.domain.signals import Cursor
 from app.paseo.cli import PaseoCli
 from app.paseo.cli_answers import Inspected, Made
-from app.paseo.cli_running import NoSeat
+from app.paseo.cli_running import CommandRunner, NoSeat
 from app.paseo.errors import NotSent, PaseoError, Reason, Refused
 
 GREETING = "This only opens the session. Do nothing yet, and answer with one word: ready"
@@ -89,7 +89,7 @@ class PaseoCliBackend:
         self.server_id: str | None = None  # no command tells which daemon answered
         self._tasks = tasks
         self._pace = pace or CliPace()
-        self._cli = PaseoCli(command, env=env, url=url, password=password)
+        self._cli = PaseoCli(CommandRunner(command, env=env, url=url, password=password))
         self._seen: _Seen | None = None
         self._providers: tuple[float, list[Provider]] | None = None
 

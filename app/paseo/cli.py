@@ -4,7 +4,7 @@ Every call starts a process (1.5 to 2.5 seconds), and its exit status says littl
 that failed or asks, so each answer's own `status` is read. What is not as documented is no answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -51,22 +51,10 @@ class Log:
 
 
 class PaseoCli:
-    """What the command can do. `aclose` removes what lies on disk."""
+    """What the command can do. `aclose` closes what runs it, too."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        url: str | None = None,
-        password: str | None = None,
-    ) -> None:
-        """`url` is the daemon's address; without one the command has to know it.
-
-        Raises:
-            ValueError: there is no command, or the address is none that the command takes.
-        """
-        self._runner = CommandRunner(command, env=env, url=url, password=password)
+    def __init__(self, runner: CommandRunner) -> None:
+        self._runner = runner
         self._waiting = anyio.Semaphore(WAITS)
 
     async def aclose(self) -> None:

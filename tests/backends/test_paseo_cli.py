@@ -36,6 +36,7 @@ from app.domain.signals import (
     TurnUnknown,
 )
 from app.paseo.cli import PaseoCli
+from app.paseo.cli_running import CommandRunner
 from tests.backends.acp_house import eventually, is_end, text, until
 from tests.backends.paseo_cli_house import cli_backend
 from tests.backends.paseo_house import play, reports_until
@@ -76,7 +77,7 @@ def called(folder: Path, verb: str) -> int:
 async def prompted_by_a_stranger(folder: Path, session: str, text: str) -> None:
     """A prompt of another user of the command, on the same daemon."""
     command, env = stand_in(folder)
-    stranger = PaseoCli(command, env=env)
+    stranger = PaseoCli(CommandRunner(command, env=env))
     await stranger.send(session, text)
     await stranger.aclose()
 

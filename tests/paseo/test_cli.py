@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app.paseo.cli import WAITS, PaseoCli
-from app.paseo.cli_running import AT_ONCE, CommandRefused, NoSeat
+from app.paseo.cli_running import AT_ONCE, CommandRefused, CommandRunner, NoSeat
 from app.paseo.errors import NotSent, Reason, Timeout, Undecodable
 from tests.backends.acp_house import eventually, is_gone
 from tests.paseo.command import fault, heard, stand_in
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 async def cli(tmp_path: Path) -> AsyncIterator[PaseoCli]:
     """The command, with an agent's daemon in the test's folder."""
     command, env = stand_in(tmp_path)
-    one = PaseoCli(command, env=env)
+    one = PaseoCli(CommandRunner(command, env=env))
     yield one
     await one.aclose()
 
@@ -80,7 +80,7 @@ async def test_an_answer_of_another_form_is_no_answer(cli: PaseoCli, tmp_path: P
     with pytest.raises(Undecodable):
         await cli.inspect(agent)
     script = """import json; print(json.dumps({"agentId": "a", "status": "splendid"}))"""
-    other = PaseoCli([sys.executable, "-c", script, "--"], env={})
+    other = PaseoCli(CommandRunner([sys.executable, "-c", script, "--"], env={}))
     with pytest.raises(Undecodable):
         await other.wait("a", 1)
     await other.aclose()
@@ -96,7 +96,9 @@ async def test_a_failure_is_told_in_the_daemons_words(cli: PaseoCli) -> None:
 
 
 async def test_a_traceback_is_not_passed_on() -> None:
-    cli = PaseoCli([sys.executable, "-c", "def f(): raise ValueError('odd')\nf()", "--"], env={})
+    cli = PaseoCli(
+        CommandRunner([sys.executable, "-c", "def f(): raise ValueError('odd')\nf()", "--"], env={})
+    )
     with pytest.raises(CommandRefused) as refused:
         await cli.inspect("a")
     assert refused.value.text == "ValueError: odd"
@@ -109,7 +111,7 @@ async def test_where_nothing_answers_nothing_was_sent(cli: PaseoCli, tmp_path: P
         await cli.look(20)
     with pytest.raises(NotSent, match="connect ECONNREFUSED"):
         await cli.logs("x")
-    missing = PaseoCli([str(tmp_path / "no-such-command")], env={})
+    missing = PaseoCli(CommandRunner([str(tmp_path / "no-such-command")], env={}))
     with pytest.raises(NotSent, match="cannot be started: No such file"):
         await missing.look(20)
     await missing.aclose()
@@ -119,9 +121,9 @@ async def test_t20_the_password_shows_neither_in_a_list_of_processes_nor_in_an_e
     """The command repeats the address with the password when it is refused."""
     command, env = stand_in(tmp_path)
     (tmp_path / "password").write_text("horse%2F")
-    right = PaseoCli(command, env=env, url="http://127.0.0.1:6767", password="horse/")
+    right = PaseoCli(CommandRunner(command, env=env, url="http://127.0.0.1:6767", password="horse/"))
     await right.look(20)
-    wrong = PaseoCli(command, env=env, url="http://127.0.0.1:6767", password="se/cret")
+    wrong = PaseoCli(CommandRunner(command, env=env, url="http://127.0.0.1:6767", password="se/cret"))
     with pytest.raises(NotSent) as refused:
         await wrong.look(20)
     assert str(refused.value) == (
@@ -155,7 +157,7 @@ async def test_a_call_that_finds_no_seat_in_time_was_not_sent(
 ) -> None:
     """Half of its deadline it waits; then nothing was started, and it says so."""
     monkeypatch.setattr("app.paseo.cli.CALL_S", 0.4)
-    full = PaseoCli(SLEEPER, env={})
+    full = PaseoCli(CommandRunner(SLEEPER, env={}))
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             for _ in range(AT_ONCE):
@@ -188,7 +190,7 @@ async def test_once_closed_nothing_runs_and_nothing_lies_on_disk(
 ) -> None:
     """What ran is ended, with an outcome that nobody knows; what comes later is not started."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    one = PaseoCli(SLEEPER, env={})
+    one = PaseoCli(CommandRunner(SLEEPER, env={}))
     async with anyio.create_task_group() as tasks:
 
         async def prompted() -> None:
@@ -213,11 +215,13 @@ async def test_its_own_home_shows_each_command_the_way_to_the_daemon(tmp_path: P
     for given in ({"PASEO_HOME": str(home)}, {"HOME": str(tmp_path)}):
         if "HOME" in given:
             home.rename(tmp_path / ".paseo")
-        one = PaseoCli(command, env={**env, **given})
+        one = PaseoCli(CommandRunner(command, env={**env, **given}))
         await one.look(20)
         assert heard(tmp_path)[-1]["finds"] == ["config.json"]
         await one.aclose()
-    addressed = PaseoCli(command, env={**env, "HOME": str(tmp_path)}, url="http://127.0.0.1:6767")
+    addressed = PaseoCli(
+        CommandRunner(command, env={**env, "HOME": str(tmp_path)}, url="http://127.0.0.1:6767")
+    )
     await addressed.look(20)
     assert heard(tmp_path)[-1]["finds"] == []
     await addressed.aclose()
