@@ -19,6 +19,8 @@ pytestmark = pytest.mark.anyio
 
 ROWS = 3000
 """Rows of the history in the tests that break off its reading."""
+LONG = "\n".join(f"think t{number}\nsay c{number}," for number in range(ROWS // 2))
+"""The prompt that makes it."""
 
 
 def backends(twin: Twin) -> dict[str, BackendSettings]:
@@ -240,6 +242,24 @@ async def test_owners_at_once_adopt_once(database_url: str, folder: Path) -> Non
         assert sorted(answers) == [201, *[409] * 5]
 
 
+async def until_in_the_middle(client: httpx.AsyncClient) -> None:
+    """Wait until a part of a long history has been told to `new`, and see that it was not all."""
+    told = 0
+    while told < ROWS // 20:
+        told = (await client.get("/v1/sessions/new")).json()["last_seq"]
+    assert told < ROWS, "it is in the middle"
+
+
+async def told_to_the_end(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    """The log of `new`, once its long history has been told to its end."""
+    log: list[dict[str, Any]] = []
+    with anyio.fail_after(60):
+        while not texts(log).endswith(f"c{ROWS // 2 - 1},"):
+            await anyio.sleep(0.05)
+            log = await whole_log(client, "new")
+    return log
+
+
 async def test_killed_in_mid_import_the_history_is_told_once(folder: Path) -> None:
     """kill -9 while it is read: the next process tells the rest, all of it as history, none of it twice."""
     with free_folder() as own:
@@ -250,28 +270,19 @@ async def test_killed_in_mid_import_the_history_is_told_once(folder: Path) -> No
                 body = {"agent": "scripted-history", "provider": "scripted-history", "cwd": str(own)}
                 async with process.client() as client:
                     made = (await client.put("/v1/sessions/old", json=body)).json()
-                    script = "\n".join(f"think t{number}\nsay c{number}," for number in range(ROWS // 2))
-                    turn = (await client.post("/v1/sessions/old/turns", json={"prompt": script})).json()
+                    turn = (await client.post("/v1/sessions/old/turns", json={"prompt": LONG})).json()
                     await client.get(f"/v1/turns/{turn['turn_id']}/wait?timeout_s=60")
                     await client.delete("/v1/sessions/old")
                     session = twin.agent(made["agent_session_id"]).session_id
                     adopting = {**body, "provider_session_id": session}
                     twin.faults.late["fetch_agent_timeline_request"] = 0.3
                     assert (await client.put("/v1/sessions/new", json=adopting)).status_code == 201
-                    told = 0
-                    while told < ROWS // 20:
-                        told = (await client.get("/v1/sessions/new")).json()["last_seq"]
-                assert told < ROWS, "it is in the middle"
+                    await until_in_the_middle(client)
                 process.end(signal.SIGKILL)
                 twin.faults.late.clear()
                 await process.start()
                 async with process.client() as client:
-                    last = f"c{ROWS // 2 - 1},"
-                    log: list[dict[str, Any]] = []
-                    with anyio.fail_after(60):
-                        while not texts(log).endswith(last):
-                            await anyio.sleep(0.05)
-                            log = await whole_log(client, "new")
+                    log = await told_to_the_end(client)
                 assert texts(log) == "".join(f"c{number}," for number in range(ROWS // 2))
                 assert not any(event["type"] == "notice" for event in log)
                 assert imports(twin) == 1
@@ -284,23 +295,14 @@ async def test_a_daemon_started_anew_in_mid_import_has_its_history_told_on(
 ) -> None:
     """From the row where it broke off, in the daemon's new epoch: nothing lost, nothing twice."""
     async with daemon_house(database_url, folder) as (house, twin):
-        script = "\n".join(f"think t{number}\nsay c{number}," for number in range(ROWS // 2))
         twin.speed = 1000.0
-        session = await known_session(house, twin, script)
+        session = await known_session(house, twin, LONG)
         twin.faults.late["fetch_agent_timeline_request"] = 0.3
         assert (await adopt(house, "new", session)).status_code == 201
-        told = 0
-        while told < ROWS // 20:
-            told = (await house.get("/v1/sessions/new"))["last_seq"]
-        assert told < ROWS, "it is in the middle"
+        await until_in_the_middle(house.client)
         await twin.restart()
         twin.faults.late.clear()
-        last = f"c{ROWS // 2 - 1},"
-        log: list[dict[str, Any]] = []
-        with anyio.fail_after(60):
-            while not texts(log).endswith(last):
-                await anyio.sleep(0.05)
-                log = await whole_log(house.client, "new")
+        log = await told_to_the_end(house.client)
         assert texts(log) == "".join(f"c{number}," for number in range(ROWS // 2))
         assert not any(event["type"] == "notice" for event in log)
         assert (await house.run("new", "say on"))["output_text"] == "on"
